@@ -1,0 +1,67 @@
+# `make` lists the targets. Every target that needs Python builds `.venv` first, once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PACKAGES := sharpening rayjobs reward_servers
+
+# DeepSpeed looks for ninja on the PATH. Nothing here may join a Ray cluster that happens to run on this machine.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport RAY_ADDRESS PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# Flags added to the job or the benchmark: make demo ARGS="--seed 1".
+ARGS ?=
+# Few updates on few prompts: shows that every part works, not that anything improves.
+DEMO_FLAGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help env demo demo-quick test lint format bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## build .venv from requirements.lock (about 5 GB)
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: no '$(PYTHON)' on the PATH; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: '$(PYTHON)' is $$($(PYTHON) -V 2>&1), but 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "building $(VENV): about 5 GB, some minutes on a slow line"
+	@$(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@UV_HTTP_TIMEOUT=300 $(VENV)/bin/uv pip install --quiet --python $(PY) -r requirements.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## sharpen the embedded model with the defaults, at most 8 minutes on 2 cores; more flags in ARGS
+	@$(PY) rayjobs/rlhf.py $(ARGS)
+
+demo-quick: $(STAMP) ## the same job with a few updates, under 2 minutes
+	@$(PY) rayjobs/rlhf.py $(DEMO_FLAGS) $(ARGS)
+
+test: $(STAMP) ## the whole suite: unit, integration (real Ray, Serve, Train, DeepSpeed), faults
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff (lint and format), mypy, pydoclint
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/pydoclint $(wildcard $(PACKAGES))
+
+format: $(STAMP) ## mend what ruff can mend by itself
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: $(STAMP) ## measure a run: throughput, share of time by stage, memory
+	@$(PY) rayjobs/bench.py $(ARGS)
+
+lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
+	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
+		--extra ray --extra dev --no-header --no-annotate --no-emit-index-url -o requirements.lock pyproject.toml
+
+clean: ## remove caches and .venv; runs stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
