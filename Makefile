@@ -45,11 +45,13 @@ demo-quick: $(STAMP) ## the same job with a few updates, under 2 minutes
 test: $(STAMP) ## the whole suite: unit, integration (real Ray, Serve, Train, DeepSpeed), faults
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP) ## ruff (lint and format), mypy, pydoclint
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
-	@$(VENV)/bin/pydoclint $(wildcard $(PACKAGES))
+lint: $(STAMP) ## ruff (lint and format), mypy, pydoclint; all of them, whichever fails
+	@failed=0; \
+	$(VENV)/bin/ruff check . || failed=1; \
+	$(VENV)/bin/ruff format --check . || failed=1; \
+	$(VENV)/bin/mypy $(wildcard $(PACKAGES)) || failed=1; \
+	$(VENV)/bin/pydoclint --quiet $(wildcard $(PACKAGES)) || failed=1; \
+	exit $$failed
 
 format: $(STAMP) ## mend what ruff can mend by itself
 	@$(VENV)/bin/ruff check --fix .
