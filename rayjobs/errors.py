@@ -1,0 +1,50 @@
+"""Errors that end a job, each with one line for the user and an exit code for the shell."""
+
+
+class JobError(Exception):
+    """A job cannot go on; the message is one line for the user.
+
+    Attributes:
+        exit_code: What the process returns to its shell.
+    """
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class OptionError(JobError):
+    """An option (or what it points to) is wrong; raised before anything heavy starts.
+
+    Attributes:
+        option: The option's name, without dashes.
+        problem: What is wrong.
+        remedy: What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, option: str, problem: str, remedy: str) -> None:
+        self.option, self.problem, self.remedy = option, problem, remedy
+        super().__init__(f"--{option}: {problem}; {remedy}")
+
+    def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str, str]]:
+        return OptionError, (self.option, self.problem, self.remedy)
+
+
+class RunStopped(JobError):
+    """A run that had started had to stop: a reward stayed down, a loss was not finite, the disk filled up.
+
+    Attributes:
+        reason: What happened.
+        resume: The command-line flags that continue from the last checkpoint; empty when there is none yet.
+    """
+
+    def __init__(self, reason: str, resume: str = "") -> None:
+        self.reason, self.resume = reason, resume
+        how = f"continue from the last checkpoint with {resume}" if resume else "no checkpoint was written yet"
+        super().__init__(f"the run stopped: {reason}; {how}")
+
+    def __reduce__(self) -> tuple[type["RunStopped"], tuple[str, str]]:
+        return RunStopped, (self.reason, self.resume)
