@@ -1,0 +1,173 @@
+"""A diffusion model seen as a policy: the one interface that branching, losses and searches are written over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser is told about B prompts.
+
+    Attributes:
+        prompt_embeds: `[B, L, D]`, one row a token.
+        pooled: `[B, P]`, one embedding a prompt.
+        time_ids: `[B, 6]`, SDXL's size ids (original height and width, crop top and left, target height and width),
+            in pixels.
+    """
+
+    prompt_embeds: Float[Tensor, "batch token width"]
+    pooled: Float[Tensor, "batch pooled"]
+    time_ids: Float[Tensor, "batch 6"]
+
+    def __len__(self) -> int:
+        """Number of prompts B."""
+        return len(self.prompt_embeds)
+
+    def _map(self, function) -> Condition:  # noqa: ANN001
+        return Condition(function(self.prompt_embeds), function(self.pooled), function(self.time_ids))
+
+    def repeat_interleave(self, repeats: int) -> Condition:
+        """Each prompt `repeats` times in a row.
+
+        Args:
+            repeats: how often.
+
+        Returns:
+            A condition of `B * repeats` rows.
+        """
+        return self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def index(self, rows: Int[Tensor, " rows"] | Sequence[int]) -> Condition:
+        """Some rows, in the order given.
+
+        Args:
+            rows: row numbers; they may repeat.
+
+        Returns:
+            A condition of `len(rows)` rows.
+        """
+        return self._map(lambda x: x[torch.as_tensor(rows, dtype=torch.long, device=x.device)])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
+        """The same condition elsewhere.
+
+        Args:
+            device: where to.
+            dtype: float type; None keeps it.
+
+        Returns:
+            The moved condition.
+        """
+        return self._map(lambda x: x.to(device=device, dtype=dtype))
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """Rows of several conditions, one after the other.
+
+        Args:
+            conditions: at least one.
+
+        Returns:
+            One condition.
+        """
+        fields = ("prompt_embeds", "pooled", "time_ids")
+        return Condition(*(torch.cat([getattr(c, name) for c in conditions]) for name in fields))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A denoiser's answer at (x_t, t), in both of its readings (Eq. 5–6).
+
+    Attributes:
+        eps: predicted noise.
+        x0: predicted clean latent, `x_t = α_t x0 + σ_t eps`.
+    """
+
+    eps: Float[Tensor, "batch channel height width"]
+    x0: Float[Tensor, "batch channel height width"]
+
+
+class Policy(Protocol):
+    """What a model family's adapter provides.
+
+    Attributes:
+        denoiser: the module that is trained.
+        latent_shape: `(C, H, W)` of a latent.
+        nfe: denoiser evaluations so far, calls × images; a guided prediction counts twice.
+        device: where the model is.
+    """
+
+    denoiser: nn.Module
+    latent_shape: tuple[int, int, int]
+    nfe: int
+    device: torch.device
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Embed prompts, each as if it were alone, so that no embedding depends on its batch."""
+
+    def uncondition(self, batch: int) -> Condition:
+        """What guidance contrasts a prompt with, `batch` times."""
+
+    def predict(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        condition: Condition,
+        guidance_scale: float = 1.0,
+    ) -> Prediction:
+        """Predict noise and clean latent; guided above a `guidance_scale` of 1."""
+
+    def add_noise(
+        self,
+        x0: Float[Tensor, "batch channel height width"],
+        eps: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Noise clean latents, `x_t = α_t x0 + σ_t eps`."""
+
+    def step(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        t_prev: Int[Tensor, " batch"],
+        prediction: Prediction,
+    ) -> Float[Tensor, "batch channel height width"]:
+        """One deterministic sampler step from t to t_prev; pure, each row may be at another timestep."""
+
+    def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
+        """The sampler's grid, descending."""
+
+    def previous(self, t: Int[Tensor, " batch"], steps: int) -> Int[Tensor, " batch"]:
+        """The timestep that follows t when sampling in `steps` steps; below 0 is the clean end."""
+
+    def target_noise(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        x0: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The noise that x_t and x0 imply, `(x_t − α_t x0) / σ_t`."""
+
+    def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
+        """Images of latents, uint8 `[B, H, W, 3]`."""
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """A snapshot of the trained weights, on the CPU."""
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Take over a snapshot."""
+
+    def frozen_copy(self) -> Policy:
+        """The reference: own denoiser without gradient, everything else shared."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the whole pipeline, so that it loads without this project."""

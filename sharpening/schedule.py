@@ -1,0 +1,195 @@
+"""Noise levels α_t, σ_t, timestep grids, and one sampler step as a pure function.
+
+Forward process: `x_t = α_t x_0 + σ_t ε` with `α_t² + σ_t² = 1`; diffusers' `alphas_cumprod` is α_t².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def eps_and_x0(
+    output: Float[Tensor, "*shape"],
+    x_t: Float[Tensor, "*shape"],
+    alpha_t: Float[Tensor, "*#shape"],
+    sigma_t: Float[Tensor, "*#shape"],
+    prediction_type: str,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Both readings of a denoiser's output (Eq. 5–6; DDIM, arXiv 2010.02502, Eq. 9; v: arXiv 2202.00512, appendix D).
+
+    Args:
+        output: what the network returned.
+        x_t: noisy latents it saw.
+        alpha_t: signal level, broadcast over x_t.
+        sigma_t: noise level, broadcast over x_t.
+        prediction_type: "epsilon", "v_prediction" or "sample", as in diffusers.
+
+    Returns:
+        Predicted noise and predicted clean latent.
+
+    Raises:
+        ValueError: if the prediction type is another one.
+    """
+    if prediction_type == "epsilon":
+        return output, (x_t - sigma_t * output) / alpha_t
+    if prediction_type == "v_prediction":
+        return alpha_t * output + sigma_t * x_t, alpha_t * x_t - sigma_t * output
+    if prediction_type == "sample":
+        return (x_t - alpha_t * output) / sigma_t, output
+    raise ValueError(f"prediction_type {prediction_type!r} is not epsilon, v_prediction or sample")
+
+
+def ddim_step(
+    x0: Float[Tensor, "*shape"],
+    eps: Float[Tensor, "*shape"],
+    alpha_t: Float[Tensor, "*#shape"],
+    sigma_t: Float[Tensor, "*#shape"],
+    alpha_prev: Float[Tensor, "*#shape"],
+    sigma_prev: Float[Tensor, "*#shape"],
+    eta: float = 0.0,
+    noise: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, "*shape"]:
+    """One step of DDIM (arXiv 2010.02502, Eq. 12 with the σ_t(η) of Eq. 16).
+
+    Args:
+        x0: predicted clean latent.
+        eps: predicted noise; x_t enters only through x0 and eps.
+        alpha_t: signal level at t.
+        sigma_t: noise level at t.
+        alpha_prev: signal level after the step.
+        sigma_prev: noise level after the step.
+        eta: η, share of DDPM's noise that is added; 0 is deterministic.
+        noise: standard normal, needed for η > 0.
+
+    Returns:
+        x_prev.
+
+    Raises:
+        ValueError: if η > 0 comes without noise.
+    """
+    if eta == 0:
+        return alpha_prev * x0 + sigma_prev * eps
+    if noise is None:
+        raise ValueError("a ddim_step with eta above 0 needs noise")
+    deviation = eta * (sigma_prev / sigma_t) * (1 - (alpha_t / alpha_prev) ** 2).clamp(min=0).sqrt()
+    direction = (sigma_prev**2 - deviation**2).clamp(min=0).sqrt()
+    return alpha_prev * x0 + direction * eps + deviation * noise
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A diffusion model's noise schedule and its DDIM grid.
+
+    Attributes:
+        alphas_cumprod: α_t², float64 `[T]`.
+        final_alpha_cumprod: α² after the last step (1 with `set_alpha_to_one`, else that of t = 0).
+        prediction_type: what the denoiser's output means, as in diffusers.
+        timestep_spacing: "leading", "trailing" or "linspace", as in diffusers.
+        steps_offset: added to a "leading" grid.
+        clip_range: predicted clean latents are clipped to ± this; None leaves them.
+    """
+
+    alphas_cumprod: Float[Tensor, " time"]
+    final_alpha_cumprod: float = 1.0
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+    clip_range: float | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """The schedule that diffusers' DDIMScheduler makes of a scheduler configuration (of any scheduler class).
+
+        Args:
+            config: a diffusers scheduler's configuration.
+
+        Returns:
+            The schedule; the constants are diffusers' own float32 values, so that samplers agree.
+
+        Raises:
+            ValueError: if the configuration asks for dynamic thresholding, which latents do not need.
+        """
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_config(config)
+        if scheduler.config.thresholding:
+            raise ValueError("the scheduler asks for dynamic thresholding, which is for pixel models; set it to false")
+        return cls(
+            alphas_cumprod=scheduler.alphas_cumprod.double(),
+            final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+            prediction_type=scheduler.config.prediction_type,
+            timestep_spacing=scheduler.config.timestep_spacing,
+            steps_offset=scheduler.config.steps_offset,
+            clip_range=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
+        )
+
+    def _level(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        table = self.alphas_cumprod.to(t.device)
+        final = torch.full((), self.final_alpha_cumprod, dtype=table.dtype, device=t.device)
+        return torch.where(t < 0, final, table[t.clamp(min=0)])
+
+    def alpha(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Signal level α_t.
+
+        Args:
+            t: timesteps; below 0 is the clean end.
+
+        Returns:
+            float64, on t's device.
+        """
+        return self._level(t).sqrt()
+
+    def sigma(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Noise level σ_t.
+
+        Args:
+            t: timesteps; below 0 is the clean end.
+
+        Returns:
+            float64, on t's device.
+        """
+        return (1 - self._level(t)).sqrt()
+
+    def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
+        """The sampler's grid, as diffusers' DDIMScheduler.set_timesteps makes it.
+
+        Args:
+            steps: number of sampler steps.
+
+        Returns:
+            Timesteps, descending, int64.
+
+        Raises:
+            ValueError: if there are more steps than timesteps, or the spacing is unknown.
+        """
+        total = len(self.alphas_cumprod)
+        if not 1 <= steps <= total:
+            raise ValueError(f"a grid of {steps} steps does not fit this schedule; pass 1 to {total}")
+        if self.timestep_spacing == "leading":
+            grid = np.arange(steps)[::-1] * (total // steps) + self.steps_offset
+        elif self.timestep_spacing == "trailing":
+            grid = np.round(np.arange(total, 0, -total / steps)) - 1
+        elif self.timestep_spacing == "linspace":
+            grid = np.linspace(0, total - 1, steps).round()[::-1]
+        else:
+            raise ValueError(f"timestep_spacing {self.timestep_spacing!r} is not leading, trailing or linspace")
+        return torch.from_numpy(grid.astype(np.int64))
+
+    def previous(self, t: Int[Tensor, "*batch"], steps: int) -> Int[Tensor, "*batch"]:
+        """The timestep a sampler of that many steps goes to from t, as diffusers' DDIM counts it.
+
+        Args:
+            t: timesteps of the grid.
+            steps: number of sampler steps.
+
+        Returns:
+            Timesteps; below 0 is the clean end.
+        """
+        return t - len(self.alphas_cumprod) // steps
