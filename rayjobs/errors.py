@@ -26,6 +26,13 @@ class OptionError(JobError):
     exit_code = 2
 
     def __init__(self, option: str, problem: str, remedy: str) -> None:
+        """Say what is wrong and what to do.
+
+        Args:
+            option: The option's name, without dashes.
+            problem: What is wrong.
+            remedy: What to do about it.
+        """
         self.option, self.problem, self.remedy = option, problem, remedy
         super().__init__(f"--{option}: {problem}; {remedy}")
 
@@ -42,6 +49,12 @@ class RunStopped(JobError):
     """
 
     def __init__(self, reason: str, resume: str = "") -> None:
+        """Say what happened and how to go on.
+
+        Args:
+            reason: What happened.
+            resume: The flags that continue the run.
+        """
         self.reason, self.resume = reason, resume
         how = f"continue from the last checkpoint with {resume}" if resume else "no checkpoint was written yet"
         super().__init__(f"the run stopped: {reason}; {how}")

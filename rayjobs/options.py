@@ -1,17 +1,20 @@
 """The options of `rayjobs/rlhf.py`: one pydantic model, from which the command line and its help are made.
 
-Every option says its default, unit, bounds and the paper's symbol here and nowhere else. Nothing heavy is imported.
+Every option says its unit, bounds and the paper's symbol here; defaults that the in-process loop has too are those of
+`sharpening.options`. Nothing heavy is imported.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-if TYPE_CHECKING:
-    from sharpening.methods.rlhf import SharpeningOptions
+from sharpening.options import SharpeningOptions, TrainingOptions
 
 EMBEDDED = "embedded"
+METHOD = SharpeningOptions()
+TRAINING = TrainingOptions()
 GROUPS = {
     "model": "the diffusion model that is sharpened",
     "prompts": "what it is asked to draw",
@@ -70,50 +73,97 @@ class RLHFOptions(BaseModel):
     resolution: int | None = option(
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
     )
-    mixed_precision: Literal["no", "bf16"] = option("no", "model", "-", "arithmetic of the denoiser")
+    mixed_precision: Literal["no", "bf16"] = option("no", "model", "-", "arithmetic of the learner")
+    rollout_precision: Literal["fp32", "bf16"] = option(
+        METHOD.rollout_precision,
+        "model",
+        "-",
+        "arithmetic of sampling and branching, never that of the errors compared",
+    )
     allow_tf32: bool = option(False, "model", "switch", "let matrix products on Ampere GPUs and later use TF32")
-    seed: int = option(0, "model", "integer", "run seed; all noise is a function of it and of counters", ge=0)
+    seed: int = option(
+        TRAINING.seed, "model", "integer", "run seed; all noise is a function of it and of counters", ge=0
+    )
 
     # prompts
     prompts: str = option(EMBEDDED, "prompts", "file", "training prompts: .txt (one a line), .jsonl or .parquet", "c")
     caption_column: str = option("text", "prompts", "column", "where a .jsonl or .parquet file keeps the prompt")
-    prompts_per_update: int = option(24, "prompts", "prompts an update", "prompts behind one optimiser update", ge=1)
-    rollout_batch_size: int = option(12, "prompts", "prompts a task", "prompts that one rollout task holds", ge=1)
+    prompts_per_update: int = option(
+        TRAINING.prompts_per_update, "prompts", "prompts an update", "prompts behind one optimiser update", ge=1
+    )
+    rollout_batch_size: int = option(
+        TRAINING.rollout_batch_size, "prompts", "prompts a task", "prompts that one rollout task holds", ge=1
+    )
 
     # method
     branches: int = option(
-        4, "method", "branches", "branches of one prompt and timestep (paper: 3)", "n", ge=2,
+        METHOD.branches, "method", "branches", "branches of one prompt and timestep (paper: 3)", "n", ge=2,
         fix="RLHF sharpening compares a winner with a loser, so pass --branches 2 or more",
     )  # fmt: skip
-    branch_steps: int = option(1, "method", "denoising steps", "steps that a branch takes (paper: 3)", "m", ge=1)
+    branch_steps: int = option(
+        METHOD.branch_steps, "method", "denoising steps", "steps that a branch takes (paper: 3)", "m", ge=1
+    )
     temperature: float = option(
-        0.0, "method", "reward units", "path-integral temperature; 0 takes the best and the worst branch", "λ", ge=0
+        METHOD.temperature,
+        "method",
+        "reward units",
+        "path-integral temperature; 0 takes the best and the worst branch",
+        "λ",
+        ge=0,
     )
     loss: Literal["dpo_margin", "dpo", "rebel"] = option(
-        "dpo_margin", "method", "-", "dpo_margin is Eq. 11, dpo leaves its reward margin out, rebel is a regression",
+        METHOD.loss, "method", "-", "dpo_margin is Eq. 11, dpo leaves its reward margin out, rebel is a regression",
         "L_RLHF",
     )  # fmt: skip
-    beta: float = option(300.0, "method", "1 / mean squared error", "strength of the pull to the reference", "β", gt=0)
-    reward_scale: float = option(
-        0.0, "method", "1 / reward unit", "scale of the reward gap in the loss; 0 leaves it out", "η", ge=0
+    beta: float = option(
+        METHOD.beta, "method", "1 / mean squared error", "strength of the pull to the reference", "β", gt=0
     )
-    rollout_steps: int = option(16, "method", "denoising steps", "sampler steps of a rollout", "T", ge=1)
+    reward_scale: float = option(
+        METHOD.reward_scale,
+        "method",
+        "1 / reward unit",
+        "scale of the reward gap in the loss; 0 leaves it out",
+        "η",
+        ge=0,
+    )
+    rollout_steps: int = option(
+        METHOD.rollout_steps, "method", "denoising steps", "sampler steps of a rollout", "T", ge=1
+    )
     guidance_scale: float = option(
-        1.0, "method", "-", "classifier-free guidance of rollouts; 1 is unguided and costs half", "w", ge=0
+        METHOD.guidance_scale,
+        "method",
+        "-",
+        "classifier-free guidance of rollouts; 1 is unguided and costs half",
+        "w",
+        ge=0,
     )
     timesteps_per_rollout: int = option(
-        4, "method", "timesteps a prompt", "timesteps at which every prompt's images are branched and learnt", "K", ge=1
+        METHOD.timesteps_per_rollout,
+        "method",
+        "timesteps a prompt",
+        "timesteps at which every prompt's images are branched and learnt",
+        "K",
+        ge=1,
     )
-    latents_per_prompt: int | None = option(
-        None, "method", "latents", "clean latents a prompt: one a branch, or 1 as in the paper's text", "x_0",
-        "one a branch", ge=0,
+    latents_per_prompt: int = option(
+        METHOD.latents_per_prompt, "method", "latents",
+        "clean latents a prompt: 0 for one a branch, 1 as in the paper's text", "x_0", ge=0,
     )  # fmt: skip
     branch_noise: Literal["shared", "own", "fresh"] = option(
-        "shared", "method", "-", "noise of the branches: one for all, each one's sampling noise, or new for each", "ε_i"
+        METHOD.branch_noise,
+        "method",
+        "-",
+        "noise of the branches: one for all, each one's sampling noise, or new for each",
+        "ε_i",
     )
     target: Literal["initial", "state"] = option(
-        "initial", "method", "-", "noise a state is regressed to: the branch's, or the one its state implies", "ε"
+        METHOD.target, "method", "-", "noise a state is regressed to: the branch's, or the one its state implies", "ε"
     )
+
+    loss_guidance_scale: float = option(
+        METHOD.loss_guidance_scale, "method", "-",
+        "guidance of the prediction inside the loss; 1 is the conditional one", "w", ge=0,
+    )  # fmt: skip
 
     # reward
     reward: Literal["clip"] = option("clip", "reward", "-", "which reward: clip is CLIP's cosine × 100", "R")
@@ -129,29 +179,47 @@ class RLHFOptions(BaseModel):
         120.0, "reward", "seconds", "how long a reward may stay down before the run stops", resume=False, gt=0
     )
     max_failed_share: float = option(
-        0.25, "reward", "share of an update's prompts", "prompts that may fail to score before the run stops",
-        resume=False, ge=0, lt=1,
+        TRAINING.max_failed_share, "reward", "share of an update's prompts",
+        "prompts that may fail to score before the run stops", resume=False, ge=0, lt=1,
     )  # fmt: skip
 
     # optimiser
     train_batch_size: int = option(
-        24, "optimiser", "pairs a device", "pairs (a prompt at a timestep) in one forward and backward pass", ge=1
+        TRAINING.train_batch_size,
+        "optimiser",
+        "pairs a device",
+        "pairs (a prompt at a timestep) in one forward and backward pass",
+        ge=1,
     )
     gradient_accumulation_steps: int | None = option(
         None, "optimiser", "passes an update", "checked against the value that the other options give", "-",
         "prompts_per_update × timesteps_per_rollout / (num_learners × train_batch_size)", ge=1,
     )  # fmt: skip
-    max_train_steps: int = option(40, "optimiser", "updates", "optimiser updates in the whole run", resume=False, ge=1)
-    learning_rate: float = option(3e-5, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0)
+    max_train_steps: int = option(
+        TRAINING.updates, "optimiser", "updates", "optimiser updates in the whole run", resume=False, ge=1
+    )
+    learning_rate: float = option(
+        TRAINING.learning_rate, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0
+    )
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = option(
         "constant_with_warmup", "optimiser", "-", "shape of the learning rate over the updates"
     )
-    lr_warmup_steps: int = option(3, "optimiser", "updates", "updates over which the learning rate rises", ge=0)
-    adam_beta1: float = option(0.9, "optimiser", "-", "decay of the gradient's mean (paper: 0)", "β₁", ge=0, lt=1)
-    adam_beta2: float = option(0.99, "optimiser", "-", "decay of the gradient's square", "β₂", ge=0, lt=1)
-    adam_weight_decay: float = option(0.0, "optimiser", "1 / update", "AdamW's weight decay over step size", ge=0)
-    adam_epsilon: float = option(1e-8, "optimiser", "-", "AdamW's denominator offset", gt=0)
-    max_grad_norm: float = option(1.0, "optimiser", "-", "gradient norm above which it is scaled down", gt=0)
+    lr_warmup_steps: int = option(
+        TRAINING.lr_warmup_steps, "optimiser", "updates", "updates over which the learning rate rises", ge=0
+    )
+    adam_beta1: float = option(
+        TRAINING.adam_beta1, "optimiser", "-", "decay of the gradient's mean (paper: 0)", "β₁", ge=0, lt=1
+    )
+    adam_beta2: float = option(
+        TRAINING.adam_beta2, "optimiser", "-", "decay of the gradient's square", "β₂", ge=0, lt=1
+    )
+    adam_weight_decay: float = option(
+        TRAINING.adam_weight_decay, "optimiser", "1 / update", "AdamW's weight decay over step size", ge=0
+    )
+    adam_epsilon: float = option(TRAINING.adam_epsilon, "optimiser", "-", "AdamW's denominator offset", gt=0)
+    max_grad_norm: float = option(
+        TRAINING.max_grad_norm, "optimiser", "-", "gradient norm above which it is scaled down", gt=0
+    )
     deepspeed_config: str | None = option(
         None, "optimiser", "JSON file", "DeepSpeed configuration (ZeRO stage); 'auto' takes the flags' values", "-",
         "cluster/deepspeed_cpu.json or cluster/deepspeed_gpu.json",
@@ -161,7 +229,9 @@ class RLHFOptions(BaseModel):
     ray_address: str | None = option(
         None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
     )
-    num_rollout_actors: int = option(2, "ray", "processes", "rollout actors; never changes the result", resume=False, ge=1)
+    num_rollout_actors: int = option(
+        2, "ray", "processes", "rollout actors; never changes the result", resume=False, ge=1
+    )
     rollout_threads: int = option(1, "ray", "CPU threads", "threads of a rollout actor", ge=1)
     num_learners: int = option(1, "ray", "processes", "DeepSpeed learner ranks", ge=1)
     learner_threads: int = option(2, "ray", "CPU threads", "threads of a learner rank", ge=1)
@@ -190,9 +260,7 @@ class RLHFOptions(BaseModel):
         None, "output", "folder", "the run folder", shown="runs/rlhf-<date>-<time>", resume=False
     )
     checkpointing_steps: int = option(10, "output", "updates", "updates between checkpoints", resume=False, ge=1)
-    checkpoints_total_limit: int | None = option(
-        2, "output", "checkpoints", "checkpoints to keep", resume=False, ge=1
-    )
+    checkpoints_total_limit: int | None = option(2, "output", "checkpoints", "checkpoints to keep", resume=False, ge=1)
     resume_from_checkpoint: str | None = option(
         None, "output", "folder or 'latest'", "checkpoint to go on from", shown="start afresh", resume=False
     )
@@ -228,19 +296,22 @@ class RLHFOptions(BaseModel):
         others = sorted({scale for scale in self.eval_guidance_scales if scale != self.guidance_scale})
         return (self.guidance_scale, *others)
 
-    def method_options(self) -> "SharpeningOptions":
-        """The part that the method itself reads (imports torch).
+    def method_options(self) -> SharpeningOptions:
+        """The part that the method itself reads.
 
         Returns:
-            The options of `sharpening.methods.rlhf.RLHFSharpening`.
+            The options of `sharpening.methods.rlhf.RLHFSharpening`; making them checks their combinations.
         """
-        from dataclasses import fields
+        return SharpeningOptions(**{f.name: getattr(self, f.name) for f in fields(SharpeningOptions)})
 
-        from sharpening.methods.rlhf import SharpeningOptions
+    def training_options(self) -> TrainingOptions:
+        """The part that the in-process loop reads as well.
 
-        values = {f.name: getattr(self, f.name) for f in fields(SharpeningOptions)}
-        values["latents_per_prompt"] = self.latents_per_prompt or self.branches
-        return SharpeningOptions(**values)
+        Returns:
+            The options of `sharpening.loop`.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(TrainingOptions) if f.name != "updates"}
+        return TrainingOptions(updates=self.max_train_steps, **values)
 
     def config(self) -> dict[str, Any]:
         """What a run folder's `config.json` holds; `--config` reads it back.

@@ -1,0 +1,152 @@
+"""DeepSpeed's JSON beside the flags: read it, refuse what contradicts them, fill in every 'auto'."""
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rayjobs.errors import OptionError
+from rayjobs.options import RLHFOptions
+
+CLUSTER = Path(__file__).resolve().parent.parent / "cluster"
+AUTO = "auto"
+NAME = "deepspeed_config"
+Key = tuple[str, ...]
+
+
+def default_config_path(device: str) -> str:
+    """The configuration that the project ships for a device.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Returns:
+        The path of a JSON file under `cluster/`.
+    """
+    return str(CLUSTER / ("deepspeed_gpu.json" if device == "cuda" else "deepspeed_cpu.json"))
+
+
+def load_deepspeed(path: str) -> dict[str, Any]:
+    """Read a DeepSpeed configuration.
+
+    Args:
+        path: A JSON file.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        OptionError: If the file is absent, is no JSON or holds no object.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            NAME, f"cannot read {path} ({error.strerror})", "pass a JSON file, such as those in cluster/"
+        ) from error
+    except ValueError as error:
+        raise OptionError(NAME, f"{path} is not valid JSON ({error})", "correct the file") from error
+    if not isinstance(config, dict):
+        raise OptionError(NAME, f"{path} holds no JSON object", "start from one of the files in cluster/")
+    return config
+
+
+def _flag_values(options: RLHFOptions) -> Iterator[tuple[Key, Any, str]]:
+    """Settings that both the JSON and the flags have: where, the flags' value, and which flags give it."""
+    yield ("train_batch_size",), options.pairs_per_update, "--prompts_per_update × --timesteps_per_rollout"
+    yield ("train_micro_batch_size_per_gpu",), options.train_batch_size, "--train_batch_size"
+    yield (
+        ("gradient_accumulation_steps",), options.accumulation,
+        "--prompts_per_update × --timesteps_per_rollout / (--num_learners × --train_batch_size)",
+    )  # fmt: skip
+    yield ("gradient_clipping",), options.max_grad_norm, "--max_grad_norm"
+    yield ("bf16", "enabled"), options.mixed_precision == "bf16", "--mixed_precision"
+    yield ("fp16", "enabled"), False, "--mixed_precision"
+    yield ("optimizer", "params", "lr"), options.learning_rate, "--learning_rate"
+    yield ("optimizer", "params", "betas"), [options.adam_beta1, options.adam_beta2], "--adam_beta1 and --adam_beta2"
+    yield ("optimizer", "params", "eps"), options.adam_epsilon, "--adam_epsilon"
+    yield ("optimizer", "params", "weight_decay"), options.adam_weight_decay, "--adam_weight_decay"
+
+
+def _get(config: dict[str, Any], key: Key) -> Any:
+    """The value at a path, `None` where there is none."""
+    for part in key:
+        config = config.get(part) if isinstance(config, dict) else None  # type: ignore[assignment]
+    return config
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_same, found, wanted))
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return found is wanted
+    return isinstance(found, (int, float)) and math.isclose(found, wanted, rel_tol=1e-9)
+
+
+def check_deepspeed(config: dict[str, Any], options: RLHFOptions) -> None:
+    """Refuse a configuration that contradicts the flags; `auto` and absent settings never do.
+
+    Args:
+        config: DeepSpeed's configuration.
+        options: The flags.
+
+    Raises:
+        OptionError: If a setting contradicts its flag, or the ZeRO stage or the optimizer is not one we run.
+    """
+    stage = _get(config, ("zero_optimization", "stage"))
+    if stage is not None and (isinstance(stage, bool) or stage not in (0, 1, 2, 3)):
+        raise OptionError(NAME, f"zero_optimization.stage is {stage!r}", "use 0, 1, 2 or 3")
+    if config.get("scheduler") is not None:
+        raise OptionError(NAME, "it has a scheduler, which --lr_scheduler decides", "remove 'scheduler' from the JSON")
+    kind = _get(config, ("optimizer", "type"))
+    if kind is not None and str(kind).lower() not in ("adam", "adamw"):
+        raise OptionError(NAME, f"optimizer.type is {kind!r}, but the --adam_* flags say AdamW", "use 'AdamW'")
+    for key, wanted, flags in _flag_values(options):
+        found = _get(config, key)
+        if found is None or found == AUTO or _same(found, wanted):
+            continue
+        raise OptionError(
+ NAME, 
+            f"{'.'.join(key)} is {json.dumps(found)}, but {flags} says {json.dumps(wanted)}",
+            "write \"auto\" in the JSON or change the flag",
+        )  # fmt: skip
+
+
+def resolve_deepspeed(config: dict[str, Any], options: RLHFOptions) -> dict[str, Any]:
+    """Fill every `auto` and every absent setting with the flags' values.
+
+    Args:
+        config: DeepSpeed's configuration, as read from its JSON; it is not changed.
+        options: The flags.
+
+    Returns:
+        A configuration for `deepspeed.initialize`, without `auto`.
+
+    Raises:
+        OptionError: If the configuration contradicts the flags, or an `auto` stands where no flag decides.
+    """
+    check_deepspeed(config, options)
+    resolved = copy.deepcopy(config)
+    optimizer = resolved.setdefault("optimizer", {})
+    optimizer.setdefault("type", "AdamW")
+    optimizer.setdefault("params", {}).setdefault("torch_adam", True)  # the fused one needs a C++ compiler
+    for key, wanted, _ in _flag_values(options):
+        place = resolved
+        for part in key[:-1]:
+            place = place.setdefault(part, {})
+        place[key[-1]] = wanted
+    left = next(_autos(resolved), None)
+    if left is not None:
+        raise OptionError(NAME, f'{left} is "auto", which no flag decides', "write a value into the JSON")
+    return resolved
+
+
+def _autos(value: Any, path: str = "") -> Iterator[str]:
+    """Paths at which a configuration still says `auto`."""
+    if value == AUTO:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _autos(item, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,113 @@
+"""Resuming: which checkpoint, of which run folder, and whether the options still are that run's."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rayjobs.errors import OptionError
+from rayjobs.options import RLHFOptions, must_match
+
+LATEST = "latest"
+NAME = "resume_from_checkpoint"
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Complete checkpoints of a run.
+
+    Args:
+        run_folder: The run folder.
+
+    Returns:
+        Folders under `checkpoints/` whose name starts with `checkpoint` and that hold something, oldest first.
+    """
+    found = [path for path in (run_folder / "checkpoints").glob("**/checkpoint*") if path.is_dir()]
+    return sorted((path for path in found if any(path.iterdir())), key=_age)
+
+
+def _age(path: Path) -> tuple[list[int], str]:
+    """Order of the numbers in a name: `checkpoint-9` before `checkpoint-10`, dates by date."""
+    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
+
+
+def owner(checkpoint: Path) -> Path | None:
+    """The run folder a checkpoint lies in: the nearest parent with a `config.json` and `checkpoints/`.
+
+    Args:
+        checkpoint: A folder.
+
+    Returns:
+        The run folder, or `None`.
+    """
+    places = (checkpoint, *checkpoint.parents)
+    return next((p for p in places if (p / "config.json").is_file() and (p / "checkpoints").is_dir()), None)
+
+
+def check_resume(options: RLHFOptions) -> tuple[str | None, str | None]:
+    """Find the checkpoint to go on from and refuse options that are not its run's.
+
+    Args:
+        options: Validated options.
+
+    Returns:
+        The run folder and the checkpoint; two `None` when the run starts afresh.
+
+    Raises:
+        OptionError: If there is no such checkpoint, or an option that matters differs.
+    """
+    value = options.resume_from_checkpoint
+    if value is None:
+        return None, None
+    if value == LATEST:
+        if options.output_dir is None:
+            raise OptionError(NAME, "'latest' of which run?", "pass the run folder with --output_dir")
+        asked = Path(options.output_dir).expanduser()
+    else:
+        asked = Path(value).expanduser()
+    if not asked.is_dir():
+        raise OptionError(NAME, f"there is no folder {asked}", "pass a run folder or one of its checkpoints")
+    run_folder = owner(asked.absolute())
+    if run_folder is None:
+        raise OptionError(
+            NAME, f"{asked} is no run folder and lies in none (config.json and checkpoints/)",
+            "pass a run folder or one of its checkpoints, or leave it out to start afresh",
+        )  # fmt: skip
+    found = checkpoints(run_folder)
+    if not found:
+        raise OptionError(NAME, f"{asked} has no checkpoint yet", "start afresh in another --output_dir")
+    if asked.absolute() in (run_folder, run_folder / "checkpoints"):
+        checkpoint = found[-1]
+    elif asked.absolute() in found:
+        checkpoint = asked.absolute()
+    else:
+        raise OptionError(NAME, f"{asked} is no checkpoint", f"pass {found[-1]} or 'latest'")
+    given = options.output_dir
+    if given is not None and Path(given).expanduser().resolve() != run_folder.resolve():
+        raise OptionError("output_dir", f"the checkpoint belongs to {run_folder}", "leave --output_dir out")
+    _check_same(options, run_folder)
+    return given or str(run_folder), str(checkpoint)
+
+
+def _check_same(options: RLHFOptions, run_folder: Path) -> None:
+    """Refuse options that differ from the run's where that changes its arithmetic."""
+    path = run_folder / "config.json"
+    try:
+        before = RLHFOptions(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        raise OptionError(NAME, f"{path} cannot be read", "start afresh in another --output_dir") from error
+    names = must_match()
+    if options.lr_scheduler in ("cosine", "linear"):
+        names.append("max_train_steps")  # these schedules end where the run does
+    for name in names:
+        old, new = getattr(before, name), getattr(options, name)
+        if old != new:
+            raise OptionError(
+                name, f"is {_text(new)}, but the run in {run_folder} has {_text(old)}",
+                f"pass --{name} {_text(old)}, or start afresh in another --output_dir",
+            )  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,321 @@
+"""The bounded, ordered hand-over of experience from rollout actors to learner ranks, as plain bookkeeping.
+
+No Ray and no torch here: the coordinator asks what may be rolled out now, reports what came back, and reads what is
+complete. Order and content depend on counters alone, never on which actor was faster.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RolloutTask:
+    """A fixed micro-batch of prompts to roll out.
+
+    Attributes:
+        update: 0-based update whose experience this is.
+        index: Position among the update's tasks.
+        version: Weights to roll out with.
+        slots: Counters of the prompts within the update; they seed all noise.
+        prompts: One prompt a slot.
+        attempt: Which start of the learner group asked; results of a superseded one are not taken.
+    """
+
+    update: int
+    index: int
+    version: int
+    slots: tuple[int, ...]
+    prompts: tuple[str, ...]
+    attempt: int = 0
+
+
+@dataclass
+class Summary:
+    """What a rollout task tells about itself beside its experience; small and free of torch.
+
+    Attributes:
+        kept: Prompts in the experience.
+        dropped: (slot, reason) of prompts with an image that could not be scored.
+        path_rewards: float [kept, K, n] path reward of every branch.
+        gap: float [kept * K] reward of the winner minus that of the loser.
+        seconds: Seconds by stage.
+        nfe: Network evaluations (calls times images).
+        images_scored: Images sent to the reward and scored.
+        peak_memory: Bytes, the actor's peak so far.
+    """
+
+    kept: int
+    dropped: list[tuple[int, str]]
+    path_rewards: np.ndarray
+    gap: np.ndarray
+    seconds: dict[str, float]
+    nfe: int
+    images_scored: int
+    peak_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Groups `[first, last)` of one task's experience.
+
+    Attributes:
+        experience: Reference to the experience.
+        first: First group.
+        last: One past the last group.
+    """
+
+    experience: Any
+    first: int
+    last: int
+
+
+class TooManyFailures(Exception):
+    """More of an update's prompts failed to score than the run tolerates."""
+
+
+@dataclass
+class _Update:
+    """What is known about one update's rollouts."""
+
+    version: int
+    attempt: int
+    waiting: list[RolloutTask] = field(default_factory=list)  # not dispatched, in order
+    running: set[RolloutTask] = field(default_factory=set)
+    results: dict[int, tuple[Any, Summary]] = field(default_factory=dict)
+    slots: int = 0  # handed out so far
+    tasks: int = 0
+    complete: bool = False
+
+
+class HandOver:
+    """Decides which tasks run when, and which groups each learner rank gets.
+
+    Args:
+        prompt: (update, slot) -> prompt.
+        prompts_per_update: Prompts that an update learns from.
+        rollout_batch_size: Prompts in a task.
+        staleness: Update `u` is rolled out with version `max(0, u - staleness)`, no other.
+        updates: Updates in the whole run.
+        max_failed_share: Share of the prompts tried in an update that may be dropped.
+    """
+
+    def __init__(
+        self,
+        prompt: Callable[[int, int], str],
+        prompts_per_update: int,
+        rollout_batch_size: int,
+        staleness: int,
+        updates: int,
+        max_failed_share: float,
+    ) -> None:
+        self._prompt = prompt
+        self._prompts_per_update = prompts_per_update
+        self._rollout_batch_size = rollout_batch_size
+        self._staleness = staleness
+        self._updates = updates
+        self._max_failed_share = max_failed_share
+        self._open: dict[int, _Update] = {}
+        self._attempt = 0
+        self._next = 0  # the update that is learnt next
+
+    def begin(self, version: int, attempt: int) -> None:
+        """A learner group starts at `version`: forget what was rolled out with later weights.
+
+        Args:
+            version: Updates that the learner has applied; it asks for update `version` next.
+            attempt: Number of this start.
+        """
+        self._attempt, self._next = attempt, version
+        for update in [u for u, state in self._open.items() if u < version or state.version > version]:
+            del self._open[update]
+
+    def version_for(self, update: int) -> int:
+        """Weights version that rolls an update out.
+
+        Args:
+            update: 0-based update.
+
+        Returns:
+            The version, exactly, so that overlapped runs are as reproducible as synchronous ones.
+        """
+        return max(0, update - self._staleness)
+
+    def take(self, has_version: Callable[[int], bool]) -> RolloutTask | None:
+        """The next task that may run, in order of updates.
+
+        Args:
+            has_version: Whether a weights version is at hand.
+
+        Returns:
+            A task, now counted as running; `None` while there is nothing to do. Never looks more than `staleness`
+            updates ahead.
+        """
+        for update in range(self._next, min(self._next + self._staleness + 1, self._updates)):
+            version = self.version_for(update)
+            if update not in self._open:
+                if not has_version(version):
+                    return None
+                self._open[update] = _Update(version, self._attempt)
+                self._add_tasks(update, self._prompts_per_update)
+            state = self._open[update]
+            if state.waiting and has_version(version):
+                task = state.waiting.pop(0)
+                state.running.add(task)
+                return task
+        return None
+
+    def give_back(self, task: RolloutTask) -> None:
+        """A task came to nothing (its actor died): it is first in line again.
+
+        Args:
+            task: From `take`.
+        """
+        state = self._open.get(task.update)
+        if state and task in state.running:
+            state.running.remove(task)
+            state.waiting.insert(0, task)
+
+    def deliver(self, task: RolloutTask, experience: Any, summary: Summary) -> bool:
+        """A task's result. When the last one of an update is in, dropped prompts are refilled with new slots.
+
+        Args:
+            task: From `take`.
+            experience: Reference to its experience.
+            summary: What it says about itself.
+
+        Returns:
+            Whether the update's experience is now complete.
+
+        Raises:
+            TooManyFailures: Too large a share of the update's prompts was dropped.
+        """
+        state = self._open.get(task.update)
+        if state is None or task not in state.running:
+            return False  # of a learner group that is no more
+        state.running.remove(task)
+        state.results[task.index] = (experience, summary)
+        if state.waiting or state.running:
+            return False
+        kept = sum(result.kept for _, result in state.results.values())
+        reasons = [reason for _, result in sorted_results(state.results) for _, reason in result.dropped]
+        if len(reasons) > self._max_failed_share * state.slots:
+            raise TooManyFailures(
+                f"{len(reasons)} of {state.slots} prompts of update {task.update} could not be scored "
+                f"({common(reasons)}), more than the share of {self._max_failed_share:g} allowed"
+            )
+        if kept < self._prompts_per_update:
+            self._add_tasks(task.update, self._prompts_per_update - kept)
+            return False
+        state.complete = True
+        return True
+
+    def shares(self, update: int, rank: int, world: int) -> list[Share] | None:
+        """The groups of an update that a learner rank learns from: equal shares, in task order.
+
+        Args:
+            update: 0-based update.
+            rank: The learner's rank.
+            world: Number of learner ranks; divides the groups of an update.
+
+        Returns:
+            The rank's groups, `None` while the update is not complete.
+        """
+        state = self._open.get(update)
+        if state is None or not state.complete:
+            return None
+        results = [(ref, len(summary.gap)) for ref, summary in sorted_results(state.results) if summary.kept]
+        total = sum(groups for _, groups in results)
+        first, last = rank * total // world, (rank + 1) * total // world
+        shares, offset = [], 0
+        for experience, groups in results:
+            low, high = max(first, offset), min(last, offset + groups)
+            if low < high:
+                shares.append(Share(experience, low - offset, high - offset))
+            offset += groups
+        return shares
+
+    def summaries(self, update: int) -> list[Summary]:
+        """Summaries of a complete update, in task order.
+
+        Args:
+            update: 0-based update.
+
+        Returns:
+            One a task, refills included.
+        """
+        return [summary for _, summary in sorted_results(self._open[update].results)]
+
+    def consume(self, update: int) -> None:
+        """An update was learnt from: let go of its experience.
+
+        Args:
+            update: 0-based update.
+        """
+        self._open.pop(update, None)
+        self._next = update + 1
+
+    def _add_tasks(self, update: int, prompts: int) -> None:
+        """Cut the next `prompts` slots of an update into tasks."""
+        state = self._open[update]
+        first, last = state.slots, state.slots + prompts
+        for start in range(first, last, self._rollout_batch_size):
+            slots = tuple(range(start, min(start + self._rollout_batch_size, last)))
+            asked = tuple(self._prompt(update, slot) for slot in slots)
+            state.waiting.append(RolloutTask(update, state.tasks, state.version, slots, asked, state.attempt))
+            state.tasks += 1
+        state.slots = last
+
+
+def sorted_results(results: dict[int, tuple[Any, Summary]]) -> list[tuple[Any, Summary]]:
+    """Results in task order.
+
+    Args:
+        results: By task index.
+
+    Returns:
+        The values, by rising index.
+    """
+    return [results[index] for index in sorted(results)]
+
+
+def common(reasons: list[str]) -> str:
+    """Word reasons with their counts.
+
+    Args:
+        reasons: One a failure.
+
+    Returns:
+        Such as `3 timeout, 1 not finite`.
+    """
+    return ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+
+
+def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
+    """An update's rollout metrics.
+
+    Args:
+        summaries: Of the update's tasks, in order.
+        actors: Rollout actors; stage seconds are divided by it, so that they add up to the time that passed.
+
+    Returns:
+        Reward statistics (Figure 6: mean, and spread over the branches of a prompt and timestep), stage seconds,
+        network evaluations, images scored and prompts dropped.
+    """
+    rewards = np.concatenate([summary.path_rewards for summary in summaries if summary.kept]).astype(np.float64)
+    row: dict[str, float] = {
+        "reward": float(rewards.mean()),
+        "reward_spread": float(rewards.std(axis=-1).mean()),
+        "reward_best": float(rewards.max(axis=-1).mean()),
+        "reward_worst": float(rewards.min(axis=-1).mean()),
+        "gap": float(np.concatenate([summary.gap for summary in summaries if summary.kept]).mean(dtype=np.float64)),
+        "nfe": sum(summary.nfe for summary in summaries),
+        "images_scored": sum(summary.images_scored for summary in summaries),
+        "dropped": sum(len(summary.dropped) for summary in summaries),
+        "peak_memory_rollout": max(summary.peak_memory for summary in summaries),
+    }
+    for stage in dict.fromkeys(stage for summary in summaries for stage in summary.seconds):
+        row[f"seconds_{stage}"] = sum(summary.seconds.get(stage, 0.0) for summary in summaries) / actors
+    return row

@@ -1,0 +1,309 @@
+"""What can be known to be wrong before anything heavy starts; imports neither torch nor Ray.
+
+Each check raises an `OptionError` that names the option, what is wrong with it and what to do.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from rayjobs import machine
+from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
+from rayjobs.errors import OptionError
+from rayjobs.options import EMBEDDED, RLHFOptions
+from rayjobs.resume import check_resume
+from sharpening.options import OptionError as MethodError
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def validate(options: RLHFOptions) -> RLHFOptions:
+    """Check what options say together and what they point to, and derive what was left open.
+
+    Args:
+        options: As parsed: each within its own bounds.
+
+    Returns:
+        A copy in which `output_dir`, `resolution`, `gradient_accumulation_steps`, `eval_steps`,
+        `eval_guidance_scales` and, unless a cluster decides, `use_gpu` and `deepspeed_config` have their values.
+
+    Raises:
+        OptionError: For the first thing that is wrong.
+    """  # noqa: DOC502
+    check_method(options)
+    check_batches(options)
+    device = check_devices(options)
+    config_path = options.deepspeed_config or (default_config_path(device) if device else None)
+    if config_path:
+        check_deepspeed(load_deepspeed(config_path), options)
+    resolution = check_model(options)
+    check_reward_model(options)
+    check_prompts(options)
+    derived = {
+        "resolution": resolution,
+        "gradient_accumulation_steps": options.accumulation,
+        "eval_steps": options.eval_steps or options.rollout_steps,
+        "eval_guidance_scales": options.guidance_scales,
+        "deepspeed_config": config_path,
+        "use_gpu": {"cuda": "yes", "cpu": "no", None: options.use_gpu}[device],
+    }
+    resolved = options.model_copy(update=derived)
+    run_folder, checkpoint = check_resume(resolved)
+    resolved = resolved.model_copy(update={"output_dir": run_folder or options.output_dir or new_run_folder()})
+    check_output(resolved)
+    return resolved.model_copy(update={"resume_from_checkpoint": checkpoint})
+
+
+def check_method(options: RLHFOptions) -> None:
+    """Refuse settings of the method and the schedule that cannot go together."""
+    try:
+        options.method_options()
+    except MethodError as error:
+        problem, _, remedy = error.reason.rpartition("; ")
+        raise OptionError(error.option, problem or error.reason, remedy or "change one of the two") from error
+    if options.branch_steps > options.rollout_steps:
+        raise OptionError(
+            "branch_steps", f"a branch of {options.branch_steps} steps does not fit into {options.rollout_steps}",
+            "pass at most --rollout_steps",
+        )  # fmt: skip
+    if options.lr_scheduler in ("cosine", "linear") and options.lr_warmup_steps >= options.max_train_steps:
+        raise OptionError(
+            "lr_warmup_steps", f"{options.lr_warmup_steps} updates of warm-up leave none of {options.max_train_steps}",
+            "pass fewer than --max_train_steps",
+        )  # fmt: skip
+    if options.lr_scheduler == "constant" and options.lr_warmup_steps:
+        raise OptionError("lr_warmup_steps", "'constant' has no warm-up", "pass --lr_scheduler constant_with_warmup")
+
+
+def check_batches(options: RLHFOptions) -> None:
+    """Refuse batch sizes that do not make a whole number of passes on every learner."""
+    pairs, at_once = options.pairs_per_update, options.num_learners * options.train_batch_size
+    if pairs % at_once:
+        fitting = max(
+            (d for d in range(1, options.train_batch_size) if pairs % (options.num_learners * d) == 0), default=None
+        )
+        remedy = f"pass --train_batch_size {fitting}" if fitting else "change --num_learners or --prompts_per_update"
+        raise OptionError(
+            "train_batch_size",
+            f"{options.prompts_per_update} prompts × {options.timesteps_per_rollout} timesteps = {pairs} pairs an "
+            f"update are no multiple of {options.num_learners} learners × {options.train_batch_size} pairs",
+            remedy,
+        )  # fmt: skip
+    stated = options.gradient_accumulation_steps
+    if stated is not None and stated != options.accumulation:
+        raise OptionError(
+            "gradient_accumulation_steps",
+            f"is {stated}, but {pairs} pairs an update on {options.num_learners} learners × "
+            f"{options.train_batch_size} pairs make {options.accumulation}",
+            "leave it out, or change --train_batch_size",
+        )  # fmt: skip
+
+
+def check_devices(options: RLHFOptions) -> str | None:
+    """Refuse more learners than this machine has CPUs or GPUs.
+
+    A cluster's resources are known only once it is joined; the driver checks those.
+
+    Args:
+        options: The options.
+
+    Returns:
+        `cuda`, `cpu`, or `None` when a cluster decides.
+
+    Raises:
+        OptionError: If a GPU is wanted where there is none, or learners outnumber the devices.
+    """
+    if options.ray_address or os.environ.get("RAY_ADDRESS"):
+        return {"yes": "cuda", "no": "cpu"}.get(options.use_gpu)
+    gpus = machine.gpus()
+    if options.use_gpu == "yes" and not gpus:
+        raise OptionError("use_gpu", "this machine shows no GPU", "pass --use_gpu no, or join a cluster: --ray_address")
+    device = "cuda" if gpus and options.use_gpu != "no" else "cpu"
+    count, kind = (gpus, "GPU") if device == "cuda" else (machine.cpus(), "CPU")
+    if options.num_learners > count:
+        plural = kind if count == 1 else f"{kind}s"
+        raise OptionError(
+            "num_learners", f"{options.num_learners} learners need as many {kind}s, and this machine has {count} "
+            f"{plural}", f"pass at most {count}, or join a cluster: --ray_address",
+        )  # fmt: skip
+    return device
+
+
+def _local_folder(option: str, value: str) -> Path | None:
+    """The folder a model option names, or `None` when it is a hub id.
+
+    `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
+    """
+    path = Path(value).expanduser()
+    if path.exists():
+        return path
+    if HUB_ID.fullmatch(value) and not path.parent.exists():
+        check_hub_id(option, value)
+        return None
+    raise OptionError(option, f"there is no folder {value}", f"pass a model folder, a hub id or '{EMBEDDED}'")
+
+
+def check_hub_id(option: str, value: str) -> None:
+    """Refuse a hub id that offline mode cannot reach and that is not in the cache."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+        return
+    home = Path(os.environ.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    if not (cache / f"models--{value.replace('/', '--')}").is_dir():
+        raise OptionError(option, f"HF_HUB_OFFLINE is set and {value} is not in the cache", "pass a model folder")
+
+
+def check_model(options: RLHFOptions) -> int | None:
+    """Refuse an absent, incomplete or truncated pipeline, and a resolution that is not the model's.
+
+    Args:
+        options: The options.
+
+    Returns:
+        The resolution in pixels; `None` when only the hub could tell.
+
+    Raises:
+        OptionError: If the folder or the resolution is wrong.
+    """
+    from sharpening import checks
+
+    name = "pretrained_model_name_or_path"
+    value = options.pretrained_model_name_or_path
+    if value == EMBEDDED:
+        from sharpening.shapes.assets import pipeline_folder
+
+        folder: Path | None = pipeline_folder()
+    else:
+        folder = _local_folder(name, value)
+    if folder is None:
+        return options.resolution
+    try:
+        checks.check_pipeline_folder(folder)
+    except checks.ModelFolderError as error:
+        raise OptionError(name, *_reason(error)) from error
+    native = native_resolution(folder)
+    if native and options.resolution not in (None, native):
+        raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
+    return native or options.resolution
+
+
+def check_reward_model(options: RLHFOptions) -> None:
+    """Refuse a reward model that is not there."""
+    from sharpening import checks
+
+    value, checkpoint = options.reward_model, options.reward_checkpoint
+    architecture = value in _clip_architectures()
+    folder: Path | None = None
+    if value == EMBEDDED:
+        from sharpening.shapes.assets import clip_folder
+
+        folder = clip_folder()
+    elif not architecture:
+        folder = _local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
+    try:
+        if folder is not None:
+            checks.check_clip_folder(folder)
+    except checks.ModelFolderError as error:
+        raise OptionError("reward_model", *_reason(error)) from error
+    if architecture and checkpoint is None:
+        raise OptionError(
+            "reward_checkpoint", f"the architecture {value} comes without weights", "pass a file or a pretrained tag"
+        )
+    if checkpoint is None or not (os.sep in checkpoint or Path(checkpoint).suffix in (".safetensors", ".pt", ".bin")):
+        return
+    if not Path(checkpoint).is_file():
+        raise OptionError("reward_checkpoint", f"there is no file {checkpoint}", "pass a file or a pretrained tag")
+    try:
+        if checkpoint.endswith(".safetensors"):
+            checks.check_safetensors(Path(checkpoint))
+    except checks.ModelFolderError as error:
+        raise OptionError("reward_checkpoint", *_reason(error)) from error
+
+
+def _clip_architectures() -> set[str]:
+    """Names of open_clip's architectures, read from its files: importing it would import torch."""
+    spec = find_spec("open_clip")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return {path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")}
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """What is wrong and what to do, of an error that may only say what is wrong."""
+    problem, _, remedy = str(error).rpartition("; ")
+    return (problem, remedy) if problem else (str(error), "correct it, or name another")
+
+
+def native_resolution(folder: Path) -> int | None:
+    """Pixels of a pipeline's images: the denoiser's sample size times the VAE's downsampling.
+
+    Args:
+        folder: A pipeline folder.
+
+    Returns:
+        Width and height, `None` where the folder's JSON does not say.
+    """
+    try:
+        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_prompts(options: RLHFOptions) -> None:
+    """Refuse a prompts file that is absent, empty, badly encoded or lacks the column."""
+    if options.prompts == EMBEDDED:
+        return
+    from sharpening.data.prompts import PromptsError, load_prompts
+
+    try:
+        load_prompts(options.prompts, options.caption_column)
+    except PromptsError as error:
+        raise OptionError("prompts", *_reason(error)) from error
+
+
+def new_run_folder() -> str:
+    """A folder name under `runs/` that nothing has yet."""
+    stem = Path("runs", time.strftime("rlhf-%Y%m%d-%H%M%S"))
+    folder, number = stem, 1
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return str(folder)
+
+
+def check_output(options: RLHFOptions) -> None:
+    """Refuse an output folder that is another run's or cannot be written to; creates nothing that stays."""
+    folder = Path(str(options.output_dir)).expanduser()
+    remedy = "pass another folder"
+    if folder.exists() and not folder.is_dir():
+        raise OptionError("output_dir", f"{folder} is a file", remedy)
+    if (folder / "config.json").exists() and options.resume_from_checkpoint is None:
+        raise OptionError(
+            "output_dir", f"{folder} belongs to another run",
+            "pass another folder, or continue that run with --resume_from_checkpoint latest",
+        )  # fmt: skip
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OptionError("output_dir", f"{place} is a file, so {folder} cannot be made", remedy)
+    try:  # permission bits say nothing to root or on a read-only file system: only trying does
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".rlhf-") as probe:
+            probe.write(b"\0")
+            probe.flush()
+    except OSError as error:
+        raise OptionError("output_dir", f"cannot write to {place} ({error.strerror})", remedy) from error
+
+
+def heavy_imports() -> list[str]:
+    """Heavy packages that are loaded in this process; validation must leave this empty.
+
+    Returns:
+        Their names.
+    """
+    return [name for name in ("torch", "ray", "diffusers", "transformers", "deepspeed") if name in sys.modules]
