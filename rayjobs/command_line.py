@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -92,8 +93,7 @@ def _load(path: str) -> Any:
     text = Path(path).read_text(encoding="utf-8")
     if not path.endswith((".yaml", ".yml")):
         return json.loads(text)
-    import yaml
-
+    yaml: Any = import_module("yaml")
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -95,6 +95,9 @@ def check_deepspeed(config: dict[str, Any], options: RLHFOptions) -> None:
     Raises:
         OptionError: If a setting contradicts its flag, or the ZeRO stage or the optimizer is not one we run.
     """
+    for section in ("optimizer", "bf16", "fp16", "zero_optimization"):
+        if not isinstance(config.get(section, {}), dict):
+            raise OptionError(NAME, f"{section} is no JSON object", "start from one of the files in cluster/")
     stage = _get(config, ("zero_optimization", "stage"))
     if stage is not None and (isinstance(stage, bool) or stage not in (0, 1, 2, 3)):
         raise OptionError(NAME, f"zero_optimization.stage is {stage!r}", "use 0, 1, 2 or 3")
@@ -108,7 +111,7 @@ def check_deepspeed(config: dict[str, Any], options: RLHFOptions) -> None:
         if found is None or found == AUTO or _same(found, wanted):
             continue
         raise OptionError(
- NAME, 
+            NAME,
             f"{'.'.join(key)} is {json.dumps(found)}, but {flags} says {json.dumps(wanted)}",
             "write \"auto\" in the JSON or change the flag",
         )  # fmt: skip

@@ -17,7 +17,7 @@ class JobError(Exception):
 class OptionError(JobError):
     """An option (or what it points to) is wrong; raised before anything heavy starts.
 
-    Attributes:
+    Args:
         option: The option's name, without dashes.
         problem: What is wrong.
         remedy: What to do about it.
@@ -26,13 +26,6 @@ class OptionError(JobError):
     exit_code = 2
 
     def __init__(self, option: str, problem: str, remedy: str) -> None:
-        """Say what is wrong and what to do.
-
-        Args:
-            option: The option's name, without dashes.
-            problem: What is wrong.
-            remedy: What to do about it.
-        """
         self.option, self.problem, self.remedy = option, problem, remedy
         super().__init__(f"--{option}: {problem}; {remedy}")
 
@@ -43,18 +36,12 @@ class OptionError(JobError):
 class RunStopped(JobError):
     """A run that had started had to stop: a reward stayed down, a loss was not finite, the disk filled up.
 
-    Attributes:
+    Args:
         reason: What happened.
         resume: The command-line flags that continue from the last checkpoint; empty when there is none yet.
     """
 
     def __init__(self, reason: str, resume: str = "") -> None:
-        """Say what happened and how to go on.
-
-        Args:
-            reason: What happened.
-            resume: The flags that continue the run.
-        """
         self.reason, self.resume = reason, resume
         how = f"continue from the last checkpoint with {resume}" if resume else "no checkpoint was written yet"
         super().__init__(f"the run stopped: {reason}; {how}")
