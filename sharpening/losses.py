@@ -24,7 +24,9 @@ def mean_squared_error(
 
 
 def log_ratio(
-    error: Float[Tensor, "*batch step"], reference_error: Float[Tensor, "*batch step"], mask: Bool[Tensor, "*batch step"]
+    error: Float[Tensor, "*batch step"],
+    reference_error: Float[Tensor, "*batch step"],
+    mask: Bool[Tensor, "*batch step"],
 ) -> Float[Tensor, "*batch"]:
     """Diffusion surrogate of `log(p_θ / p_ref)`: `−(‖ε_θ − ε‖² − ‖ε_ref − ε‖²)`, a mean over a path's states.
 

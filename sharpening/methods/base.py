@@ -33,8 +33,8 @@ class Seeds:
 class Experience:
     """What learning needs of a rollout; CPU tensors, nothing with a graph.
 
-    P prompts, K timesteps a prompt, G = P·K groups (group g of a fresh experience belongs to prompt g // K), n branches,
-    m states. The pair axis is 0 winner, 1 loser.
+    P prompts, K timesteps a prompt, G = P·K groups (group g of a fresh experience belongs to prompt g // K), n
+    branches, m states. The pair axis is 0 winner, 1 loser.
 
     Attributes:
         prompts: the P prompts.

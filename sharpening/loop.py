@@ -1,0 +1,140 @@
+"""The plain loop: sharpens a policy in one process with the same pieces the distributed job uses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from sharpening.data.prompts import PromptStream
+from sharpening.methods.base import Experience, Method, Seeds
+from sharpening.options import TrainingOptions
+from sharpening.policies.base import Policy
+from sharpening.rewards.base import ScoreFn
+from sharpening.updates import NonFiniteLoss, collect_update, learning_rate_at, mean_metrics, micro_batches
+
+__all__ = ["TrainingOptions", "learn", "train_in_process"]
+
+
+def train_in_process(
+    policy: Policy,
+    method: Method,
+    score: ScoreFn,
+    prompt_stream: PromptStream,
+    options: TrainingOptions,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train a policy; the policy as it comes in is the reference.
+
+    Args:
+        policy: the model; its denoiser is changed in place.
+        method: what to learn.
+        score: the reward.
+        prompt_stream: the prompts.
+        options: options of training.
+        on_update: called with the update's number and metrics after each update.
+
+    Returns:
+        Metrics of each update: the method's, and `update`, `grad_norm`, `learning_rate`, `nfe`, `images_scored`,
+        `dropped`, `seconds` and `seconds_STAGE`.
+
+    Raises:
+        NonFiniteLoss: if a loss or gradient is not finite; the weights are those of the last good update.
+        TooManyFailures: if too many prompts of an update fail to score.
+        RewardUnavailable: if the reward as a whole stays down.
+    """  # noqa: DOC502
+    reference = policy.frozen_copy()
+    parameters = list(policy.denoiser.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        weight_decay=options.adam_weight_decay,
+    )
+    history = []
+    for update in range(options.updates):
+        begin = time.perf_counter()
+        experience = _collect(policy, reference, method, score, prompt_stream, options, update)
+        learning = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(update, options.learning_rate, options.lr_warmup_steps)
+        metrics = {"update": float(update), "learning_rate": optimizer.param_groups[0]["lr"]}
+        metrics |= learn(policy, method, experience, optimizer, options)
+        end = time.perf_counter()
+        metrics |= {f"seconds_{stage}": spent for stage, spent in experience.seconds.items()}
+        metrics |= {
+            "seconds_learn": end - learning,
+            "seconds": end - begin,
+            "nfe": float(experience.nfe),
+            "images_scored": float(experience.images_scored),
+            "dropped": float(len(experience.dropped)),
+        }
+        history.append(metrics)
+        if on_update is not None:
+            on_update(update, metrics)
+    return history
+
+
+def _collect(
+    policy: Policy,
+    reference: Policy,
+    method: Method,
+    score: ScoreFn,
+    prompt_stream: PromptStream,
+    options: TrainingOptions,
+    update: int,
+) -> Experience:
+    def collect_tasks(tasks: list[tuple[int, ...]]) -> list[Experience]:
+        experiences = []
+        for slots in tasks:
+            prompts = [prompt_stream.prompt(update, slot) for slot in slots]
+            experience = method.collect(policy, reference, score, prompts, Seeds(options.seed, update, slots))
+            experience.version = update
+            experiences.append(experience)
+        return experiences
+
+    return collect_update(
+        collect_tasks, options.prompts_per_update, options.rollout_batch_size, options.max_failed_share
+    )
+
+
+def learn(
+    policy: Policy,
+    method: Method,
+    experience: Experience,
+    optimizer: torch.optim.Optimizer,
+    options: TrainingOptions,
+) -> dict[str, float]:
+    """One optimiser step on one update's experience, in as many passes as `train_batch_size` asks for.
+
+    Args:
+        policy: the model; its denoiser is changed in place.
+        method: what to learn.
+        experience: the update's whole experience.
+        optimizer: over the denoiser's parameters.
+        options: options of training.
+
+    Returns:
+        The method's metrics as means over groups, and `grad_norm` before clipping.
+
+    Raises:
+        NonFiniteLoss: if the loss or its gradient is not finite; no step is taken.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    collected = []
+    for part, weight in micro_batches(experience, options.train_batch_size):
+        loss = method.loss(policy, part)
+        if not math.isfinite(loss.value.item()):
+            raise NonFiniteLoss(
+                f"the loss of update {experience.update} is {loss.value.item()}; lower learning_rate or beta"
+            )
+        (weight * loss.value).backward()
+        collected.append((loss.metrics, weight))
+    grad_norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), options.max_grad_norm).item()
+    if not math.isfinite(grad_norm):
+        raise NonFiniteLoss(f"the gradient of update {experience.update} is {grad_norm}; lower learning_rate or beta")
+    optimizer.step()
+    return mean_metrics(collected) | {"grad_norm": grad_norm}
