@@ -6,7 +6,6 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -138,6 +137,9 @@ def _local_folder(option: str, value: str) -> Path | None:
     """The folder a model option names, or `None` when it is a hub id.
 
     `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
+
+    Raises:
+        OptionError: If it is neither.
     """
     path = Path(value).expanduser()
     if path.exists():
@@ -258,11 +260,13 @@ def check_prompts(options: RLHFOptions) -> None:
     """Refuse a prompts file that is absent, empty, badly encoded or lacks the column."""
     if options.prompts == EMBEDDED:
         return
-    from sharpening.data.prompts import PromptsError, load_prompts
+    from sharpening.data.prompts import PromptFileError, load_prompts
 
     try:
-        load_prompts(options.prompts, options.caption_column)
-    except PromptsError as error:
+        load_prompts(Path(options.prompts).expanduser(), options.caption_column)
+    except PromptFileError as error:
+        if "has no column" in str(error):
+            raise OptionError("caption_column", *_reason(error)) from error
         raise OptionError("prompts", *_reason(error)) from error
 
 
@@ -298,12 +302,3 @@ def check_output(options: RLHFOptions) -> None:
             probe.flush()
     except OSError as error:
         raise OptionError("output_dir", f"cannot write to {place} ({error.strerror})", remedy) from error
-
-
-def heavy_imports() -> list[str]:
-    """Heavy packages that are loaded in this process; validation must leave this empty.
-
-    Returns:
-        Their names.
-    """
-    return [name for name in ("torch", "ray", "diffusers", "transformers", "deepspeed") if name in sys.modules]
