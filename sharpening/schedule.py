@@ -175,12 +175,12 @@ class Schedule:
         if self.timestep_spacing == "leading":
             grid = np.arange(steps)[::-1] * (total // steps) + self.steps_offset
         elif self.timestep_spacing == "trailing":
-            grid = np.round(np.arange(total, 0, -total / steps)) - 1
+            grid = (np.round(np.arange(total, 0, -total / steps)) - 1).astype(np.int64)
         elif self.timestep_spacing == "linspace":
-            grid = np.linspace(0, total - 1, steps).round()[::-1]
+            grid = np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
         else:
             raise ValueError(f"timestep_spacing {self.timestep_spacing!r} is not leading, trailing or linspace")
-        return torch.from_numpy(grid.astype(np.int64))
+        return torch.from_numpy(np.ascontiguousarray(grid, dtype=np.int64))
 
     def previous(self, t: Int[Tensor, "*batch"], steps: int) -> Int[Tensor, "*batch"]:
         """The timestep a sampler of that many steps goes to from t, as diffusers' DDIM counts it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +30,11 @@ def load_prompts(path: str | Path, column: str = "prompt") -> list[str]:
         PromptFileError: if the file is absent, empty, wrongly encoded, lacks the column or holds no usable prompt.
     """
     path = Path(path)
-    readers = {".txt": _read_text, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path, str], list[object]]] = {
+        ".txt": _read_text,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
     if path.suffix not in readers:
         raise PromptFileError(f"{path} is not a prompt file; pass one that ends in {', '.join(readers)}")
     if not path.is_file():
@@ -54,8 +58,8 @@ def _decode(path: Path) -> str:
         raise PromptFileError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
-def _read_text(path: Path, column: str) -> list[str]:
-    return _decode(path).splitlines()
+def _read_text(path: Path, column: str) -> list[object]:
+    return list(_decode(path).splitlines())
 
 
 def _read_jsonl(path: Path, column: str) -> list[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,13 +90,14 @@ class Experience:
         """
         groups = torch.as_tensor(groups, dtype=torch.long)
         kept, group_prompt = torch.unique(self.group_prompt[groups], return_inverse=True)
+        rows: dict[str, Any] = {name: getattr(self, name)[groups] for name in _GROUP_FIELDS}
         return replace(
             self,
             prompts=[self.prompts[b] for b in kept.tolist()],
             slots=[self.slots[b] for b in kept.tolist()],
             condition=self.condition.index(kept),
             group_prompt=group_prompt,
-            **{name: getattr(self, name)[groups] for name in _GROUP_FIELDS},
+            **rows,
             nfe=0,
             seconds={},
             dropped=[],
@@ -120,6 +121,7 @@ class Experience:
             found = sorted({(e.update, e.version) for e in experiences})
             raise ValueError(f"experiences of one update must share update and version, got (update, version) {found}")
         starts = torch.tensor([0, *(len(e.prompts) for e in experiences)]).cumsum(0).tolist()
+        rows: dict[str, Any] = {name: torch.cat([getattr(e, name) for e in experiences]) for name in _GROUP_FIELDS}
         seconds: dict[str, float] = {}
         for experience in experiences:
             for stage, spent in experience.seconds.items():
@@ -130,7 +132,7 @@ class Experience:
             slots=[slot for e in experiences for slot in e.slots],
             condition=Condition.cat([e.condition for e in experiences]),
             group_prompt=torch.cat([e.group_prompt + start for e, start in zip(experiences, starts, strict=False)]),
-            **{name: torch.cat([getattr(e, name) for e in experiences]) for name in _GROUP_FIELDS},
+            **rows,
             nfe=sum(e.nfe for e in experiences),
             seconds=seconds,
             dropped=[entry for e in experiences for entry in e.dropped],

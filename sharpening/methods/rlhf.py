@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sharpening import losses
@@ -24,40 +24,26 @@ from sharpening.seeds import generator, noise
 __all__ = ["RLHFSharpening", "SharpeningOptions", "pair_errors"]
 
 
-def pair_errors(
-    policy: Policy,
-    x_t: Float[Tensor, "group 2 step channel height width"],
-    timesteps: Int[Tensor, "group step"],
-    mask: Bool[Tensor, "group step"],
-    target: Float[Tensor, "group 2 step channel height width"],
-    condition: Condition,
-    group_prompt: Int[Tensor, " group"],
-    guidance_scale: float = 1.0,
-) -> Float[Tensor, "group 2 step"]:
+def pair_errors(policy: Policy, experience: Experience, guidance_scale: float = 1.0) -> Float[Tensor, "group 2 step"]:
     """`‖ε_θ(x_T, c, T) − ε‖²` of winner and loser at each of their states, in one evaluation.
 
     Args:
         policy: the model; gradients flow into its denoiser if they are enabled.
-        x_t: selected states.
-        timesteps: their timesteps.
-        mask: which states exist; only those are evaluated.
-        target: the noise each is regressed to.
-        condition: one row a prompt.
-        group_prompt: each group's row.
+        experience: selected states, their timesteps, mask, targets and prompts; only states that exist are evaluated.
         guidance_scale: guidance of the prediction; 1 is the conditional prediction alone.
 
     Returns:
         Mean squared error per element, 0 where a state does not exist; on the policy's device.
     """
-    exists = mask[:, None, :].expand(x_t.shape[:3])
+    exists = experience.mask[:, None, :].expand(experience.x_t.shape[:3])
     group, member, step = exists.nonzero(as_tuple=True)
     prediction = policy.predict(
-        x_t[exists].to(policy.device),
-        timesteps[group, step].to(policy.device),
-        condition.index(group_prompt[group]).to(policy.device),
+        experience.x_t[exists].to(policy.device),
+        experience.timesteps[group, step].to(policy.device),
+        experience.condition.index(experience.group_prompt[group]).to(policy.device),
         guidance_scale,
     )
-    error = losses.mean_squared_error(prediction.eps, target[exists].to(policy.device))
+    error = losses.mean_squared_error(prediction.eps, experience.target[exists].to(policy.device))
     places = tuple(index.to(policy.device) for index in (group, member, step))
     return torch.zeros(exists.shape, device=policy.device, dtype=error.dtype).index_put(places, error)
 
@@ -116,9 +102,7 @@ class RLHFSharpening:
         rewards = torch.zeros(exists.shape).masked_scatter(exists.cpu(), values)
         experience = self._select(policy, condition, trajectories, x0, rewards, failed, prompts, seeds)
         with clock("reference"):
-            experience.reference_error = pair_errors(
-                reference, *_pair_arguments(experience), options.loss_guidance_scale
-            ).cpu()
+            experience.reference_error = pair_errors(reference, experience, options.loss_guidance_scale).cpu()
         experience.nfe = policy.nfe + reference.nfe - spent
         experience.seconds = clock.seconds
         experience.images_scored = len(images)
@@ -135,7 +119,7 @@ class RLHFSharpening:
             Mean over groups, with its metrics.
         """
         options = self.options
-        error = pair_errors(policy, *_pair_arguments(experience), options.loss_guidance_scale)
+        error = pair_errors(policy, experience, options.loss_guidance_scale)
         reference_error = experience.reference_error.to(error)
         mask = experience.mask[:, None, :].to(error.device)
         winner, loser = losses.log_ratio(error, reference_error, mask).unbind(1)
@@ -275,11 +259,6 @@ class RLHFSharpening:
             for k in range(options.timesteps_per_rollout)
         ]
         return torch.from_numpy(np.stack(draws)) if draws else torch.zeros(0, 2, options.branches)
-
-
-def _pair_arguments(experience: Experience) -> tuple:
-    names = ("x_t", "timesteps", "mask", "target", "condition", "group_prompt")
-    return tuple(getattr(experience, name) for name in names)
 
 
 def _score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,7 @@ class Condition:
         """Number of prompts B."""
         return len(self.prompt_embeds)
 
-    def _map(self, function) -> Condition:  # noqa: ANN001
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         return Condition(function(self.prompt_embeds), function(self.pooled), function(self.time_ids))
 
     def repeat_interleave(self, repeats: int) -> Condition:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from sharpening.policies.base import Condition, Prediction
 from sharpening.policies.folders import ModelFolderError
@@ -81,13 +84,18 @@ class SDXLPolicy:
             ModelFolderError: if the weights cannot be loaded.
         """
         try:
-            pipeline = StableDiffusionXLPipeline.from_pretrained(
-                folder, torch_dtype=dtype or torch.float32, add_watermarker=False, local_files_only=True
-            )
+            with _no_progress_bars():
+                pipeline = StableDiffusionXLPipeline.from_pretrained(
+                    folder, add_watermarker=False, local_files_only=True
+                )
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelFolderError(f"{folder} does not load ({reason}); copy the pipeline folder again") from error
         pipeline.set_progress_bar_config(disable=True)
+        dtype = dtype or torch.float32
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module) and module.dtype != dtype:
+                module.to(dtype)
         return cls(pipeline.to(device))
 
     # -- prompts ---------------------------------------------------------------------------------------------------
@@ -360,7 +368,23 @@ class SDXLPolicy:
         Args:
             folder: where to.
         """
-        self.pipeline().save_pretrained(folder, safe_serialization=True)
+        with _no_progress_bars():
+            self.pipeline().save_pretrained(folder, safe_serialization=True)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading and saving take a moment; their bars would only break up a run's log."""
+    bars = (diffusers_logging, transformers_logging)
+    shown = [logging.is_progress_bar_enabled() for logging in bars]
+    for logging in bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, was_shown in zip(bars, shown, strict=True):
+            if was_shown:
+                logging.enable_progress_bar()
 
 
 load = SDXLPolicy.from_pretrained
