@@ -1,0 +1,41 @@
+"""Rewards: scorers of images against their prompts, each one callable and free of any serving."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sharpening.rewards.base import RewardUnavailable, ScoreFn, Scores
+
+__all__ = ["REWARDS", "RewardUnavailable", "ScoreFn", "Scores", "load_reward"]
+
+REWARDS: dict[str, str] = {
+    "clip": "sharpening.rewards.clip:ClipScorer",
+}
+"""Import path of each scorer's class, by the name users give it."""
+
+
+def load_reward(name: str, **options: Any) -> ScoreFn:
+    """Make a scorer.
+
+    Args:
+        name: a name in `REWARDS`, or the import path `module:attribute` of a scorer's class.
+        **options: keyword arguments of that class.
+
+    Returns:
+        The scorer, a callable.
+
+    Raises:
+        ValueError: if there is no such scorer.
+    """
+    path = REWARDS.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"unknown reward '{name}'; choose one of {', '.join(REWARDS)}, or pass module:class")
+    try:
+        scorer = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the reward '{path}' cannot be imported ({error}); pass the path of an installed one"
+        ) from error
+    return scorer(**options)
