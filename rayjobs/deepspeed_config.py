@@ -10,7 +10,7 @@ from typing import Any
 from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
 
-CLUSTER = Path(__file__).resolve().parent.parent / "cluster"
+ROOT = Path(__file__).resolve().parent.parent
 AUTO = "auto"
 NAME = "deepspeed_config"
 Key = tuple[str, ...]
@@ -23,16 +23,16 @@ def default_config_path(device: str) -> str:
         device: `cpu` or `cuda`.
 
     Returns:
-        The path of a JSON file under `cluster/`.
+        The path of a JSON file, relative to the project: a submitted job runs from a copy, whose place changes.
     """
-    return str(CLUSTER / ("deepspeed_gpu.json" if device == "cuda" else "deepspeed_cpu.json"))
+    return f"cluster/deepspeed_{'gpu' if device == 'cuda' else 'cpu'}.json"
 
 
 def load_deepspeed(path: str) -> dict[str, Any]:
     """Read a DeepSpeed configuration.
 
     Args:
-        path: A JSON file.
+        path: A JSON file; a relative path is looked up here, then in the project.
 
     Returns:
         Its contents.
@@ -40,8 +40,9 @@ def load_deepspeed(path: str) -> dict[str, Any]:
     Raises:
         OptionError: If the file is absent, is no JSON or holds no object.
     """
+    here = Path(path).expanduser()
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads((here if here.exists() else ROOT / here).read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(
             NAME, f"cannot read {path} ({error.strerror})", "pass a JSON file, such as those in cluster/"

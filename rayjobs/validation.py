@@ -36,10 +36,12 @@ def validate(options: RLHFOptions) -> RLHFOptions:
     """  # noqa: DOC502
     check_method(options)
     check_batches(options)
-    device = check_devices(options)
-    config_path = options.deepspeed_config or (default_config_path(device) if device else None)
-    if config_path:
-        check_deepspeed(load_deepspeed(config_path), options)
+    device = find_device(options)
+    if device is not None:
+        available = machine.gpus() if device == "cuda" else machine.cpus()
+        options = settle_device(options, device, available, "this machine")
+    elif options.deepspeed_config:
+        check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
     check_reward_model(options)
     check_prompts(options)
@@ -48,8 +50,6 @@ def validate(options: RLHFOptions) -> RLHFOptions:
         "gradient_accumulation_steps": options.accumulation,
         "eval_steps": options.eval_steps or options.rollout_steps,
         "eval_guidance_scales": options.guidance_scales,
-        "deepspeed_config": config_path,
-        "use_gpu": {"cuda": "yes", "cpu": "no", None: options.use_gpu}[device],
     }
     resolved = options.model_copy(update=derived)
     run_folder, checkpoint = check_resume(resolved)
@@ -103,40 +103,64 @@ def check_batches(options: RLHFOptions) -> None:
         )  # fmt: skip
 
 
-def check_devices(options: RLHFOptions) -> str | None:
-    """Refuse more learners than this machine has CPUs or GPUs.
-
-    A cluster's resources are known only once it is joined; the driver checks those.
+def find_device(options: RLHFOptions) -> str | None:
+    """Where learners and actors run.
 
     Args:
         options: The options.
 
     Returns:
-        `cuda`, `cpu`, or `None` when a cluster decides.
+        `cuda` or `cpu`; `None` when that is for a cluster to say, which is not joined yet.
 
     Raises:
-        OptionError: If a GPU is wanted where there is none, or learners outnumber the devices.
+        OptionError: If a GPU is wanted where there is none.
     """
-    if options.ray_address or os.environ.get("RAY_ADDRESS"):
-        return {"yes": "cuda", "no": "cpu"}.get(options.use_gpu)
+    if (options.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        return None
     gpus = machine.gpus()
     if options.use_gpu == "yes" and not gpus:
         raise OptionError("use_gpu", "this machine shows no GPU", "pass --use_gpu no, or join a cluster: --ray_address")
-    device = "cuda" if gpus and options.use_gpu != "no" else "cpu"
-    count, kind = (gpus, "GPU") if device == "cuda" else (machine.cpus(), "CPU")
-    if options.num_learners > count:
-        plural = kind if count == 1 else f"{kind}s"
+    return "cuda" if gpus and options.use_gpu != "no" else "cpu"
+
+
+def settle_device(options: RLHFOptions, device: str, available: int, where: str) -> RLHFOptions:
+    """Fix the device and what follows from it; the driver calls this for a cluster, once it has joined it.
+
+    Args:
+        options: The options.
+        device: `cuda` or `cpu`.
+        available: GPUs or CPUs that learners can have.
+        where: Whose they are, for the message.
+
+    Returns:
+        A copy with `use_gpu` and `deepspeed_config` set.
+
+    Raises:
+        OptionError: If learners outnumber the devices, or the DeepSpeed configuration contradicts the flags.
+    """
+    kind = "GPU" if device == "cuda" else "CPU"
+    if options.num_learners > available:
+        plural = kind if available == 1 else f"{kind}s"
         raise OptionError(
-            "num_learners", f"{options.num_learners} learners need as many {kind}s, and this machine has {count} "
-            f"{plural}", f"pass at most {count}, or join a cluster: --ray_address",
+            "num_learners", f"{options.num_learners} learners need as many {kind}s, and {where} has {available} "
+            f"{plural}", f"pass at most {available}, or join a larger cluster: --ray_address",
         )  # fmt: skip
-    return device
+    path = options.deepspeed_config or default_config_path(device)
+    check_deepspeed(load_deepspeed(path), options)
+    return options.model_copy(update={"use_gpu": "yes" if device == "cuda" else "no", "deepspeed_config": path})
 
 
 def _local_folder(option: str, value: str) -> Path | None:
     """The folder a model option names, or `None` when it is a hub id.
 
     `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
+
+    Args:
+        option: The option, for the message.
+        value: Its value.
+
+    Returns:
+        The folder, or `None`.
 
     Raises:
         OptionError: If it is neither.

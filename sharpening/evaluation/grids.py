@@ -123,7 +123,7 @@ def comparison_grid(
     marked = facts_before is not None or facts_after is not None
     marks = style.marks_height if marked else 0
     first = _enlarged(before[0], style)
-    inner = style.gap // 3
+    inner = style.gap // 2
     pair = 2 * first.width + inner
     cell = (pair + 2 * style.gap, first.height + marks + style.caption_height + style.gap)
     head = style.line_height

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 BLUE, LIGHT, RED, GREY = "#1f5a96", "#a9c7e4", "#b5452c", "#666666"
 SIZE, DPI = (8.0, 6.5), 130
+LEGEND: dict[str, Any] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1.0, 1.0),
+    "fontsize": 8,
+    "frameon": False,
+    "borderpad": 0,
+}
 
 
 def _series(rows: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
@@ -68,7 +75,7 @@ def _draw_reward(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, An
     axes.plot(updates, mean, color=BLUE, linewidth=2.0, marker=marker, markersize=3, label="mean")
     axes.set_ylabel(f"{reward}, rollouts")
     axes.set_title("Reward of the rollouts and its spread over branches", loc="left", fontsize=11)
-    axes.legend(loc="lower right", ncols=4, fontsize=8, frameon=False)
+    axes.legend(ncols=4, **LEGEND)
 
 
 def _draw_learning(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -83,5 +90,4 @@ def _draw_learning(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, 
     right.set_ylabel("implicit accuracy (share of pairs)", color=BLUE)
     right.set_ylim(0, 1)
     right.spines[["top"]].set_visible(False)
-    axes.legend([loss, line], ["loss on fresh pairs", "implicit accuracy (0.5: chance)"], loc="lower left", fontsize=8,
-                frameon=False, ncols=2)  # fmt: skip
+    axes.legend([loss, line], ["loss on fresh pairs", "implicit accuracy (0.5: chance)"], ncols=2, **LEGEND)
