@@ -1,0 +1,124 @@
+"""Trains the embedded world's CLIP: `python -m sharpening.shapes.train clip --output_dir DIR`.
+
+A real `open_clip` model (1.5 M parameters), contrastive over captions with one near miss a caption as an extra
+negative (`captions.corrupt`), so that it can tell swapped colours and relations apart. Images are blurred and
+made noisy now and then: the reward is asked about clean images predicted from noisy latents.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+
+from sharpening.shapes.benchmark import caption_for, excluded_prompts, training_scene
+from sharpening.shapes.captions import corrupt, say
+from sharpening.shapes.clip_folder import save_clip_folder
+from sharpening.shapes.render import render
+from sharpening.shapes.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from sharpening.shapes.train_vae import to_unit
+
+MAX_LOGIT_SCALE = 25.0
+"""Keeps cosines spread out: at CLIP's usual 100 every pair would score within a point of the next."""
+
+
+def clip_config(vocab_size: int) -> dict:
+    """open_clip's `model_cfg` of the shipped model."""
+    return {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": vocab_size,
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+        },
+    }
+
+
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, wrong: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Symmetric InfoNCE with one near miss a caption among the image's negatives.
+
+    Args:
+        image: unit image embeddings `[B, D]`.
+        text: unit embeddings of the true captions `[B, D]`.
+        wrong: unit embeddings of the near misses `[B, D]`.
+        same: bool `[B, 2B]`, True where a column's caption is word for word the row's own (and not the row's column).
+        scale: logit scale, scalar.
+
+    Returns:
+        Scalar loss.
+    """
+    logits = scale * image @ torch.cat([text, wrong]).T
+    target = torch.arange(len(image))
+    per_image = F.cross_entropy(logits.masked_fill(same, -1e4), target)
+    per_text = F.cross_entropy(logits[:, : len(image)].T.masked_fill(same[:, : len(image)], -1e4), target)
+    return (per_image + per_text) / 2
+
+
+def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Blur a third of the images and add noise to another third; `[B, 3, H, W]` in [-1, 1]."""
+    blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    noisy = images + 0.15 * torch.randn(images.shape, generator=generator)
+    pick = torch.rand(len(images), 1, 1, 1, generator=generator)
+    return torch.where(pick < 1 / 3, blurred, torch.where(pick < 2 / 3, noisy, images)).clamp(-1, 1)
+
+
+def train_clip(
+    output_dir: Path, steps: int = 900, batch_size: int = 128, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 15000
+) -> None:
+    """Train the CLIP model on random scenes and save it in open_clip's own folder layout."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 2])
+    excluded = excluded_prompts()
+    scenes = [training_scene(rng) for _ in range(pool_size)]
+    images = np.stack([render(scene, supersample=3) for scene in scenes])
+    tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
+    config = clip_config(len(tokenizer))
+    model = open_clip.CLIP(**config)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
+    started = time.monotonic()
+    for step in range(steps):
+        rows = rng.choice(pool_size, batch_size, replace=False)
+        captions, misses = [], []
+        for row in rows:
+            text, claims = caption_for(scenes[row], rng, excluded)
+            captions.append(text)
+            misses.append(say(corrupt(claims, rng), rng))
+        both = captions + misses
+        tokens = tokenizer(both, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        same = np.array(both)[None, :] == np.array(captions)[:, None]
+        same[np.arange(batch_size), np.arange(batch_size)] = False
+        image = F.normalize(model.encode_image(degrade(to_unit(images[rows]), generator)), dim=-1)
+        text, wrong = F.normalize(model.encode_text(tokens), dim=-1).chunk(2)
+        loss = contrastive_loss(image, text, wrong, torch.from_numpy(same), model.logit_scale.exp())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
+        if step % 50 == 0 or step == steps - 1:
+            right = (image * text).sum(-1)
+            wins = (right > (image * wrong).sum(-1)).float().mean()
+            print(
+                f"clip step {step} loss {loss.item():.4f} true pairs {100 * right.mean().item():.1f} "
+                f"right before near miss {wins.item():.3f} ({time.monotonic() - started:.0f} s)",
+                flush=True,
+            )
+        if (step + 1) % 300 == 0 or step == steps - 1:
+            preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+            save_clip_folder(model, config, preprocess, tokenizer, output_dir)
