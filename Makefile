@@ -62,7 +62,7 @@ bench: $(STAMP) ## measure a run: throughput, share of time by stage, memory
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-		--extra ray --extra dev --no-header --no-annotate --no-emit-index-url -o requirements.lock pyproject.toml
+		--extra ray --extra dev --no-header --no-annotate -o requirements.lock pyproject.toml
 
 clean: ## remove caches and .venv; runs stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
