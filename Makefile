@@ -16,7 +16,8 @@ unexport RAY_ADDRESS PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # Flags added to the job or the benchmark: make demo ARGS="--seed 1".
 ARGS ?=
 # Few updates on few prompts: shows that every part works, not that anything improves.
-DEMO_FLAGS ?=
+DEMO_FLAGS ?= --max_train_steps 3 --prompts_per_update 8 --rollout_batch_size 4 --checkpointing_steps 2 \
+	--eval_prompts 24 --eval_guidance_scales 1
 PYTEST_ARGS ?=
 
 .PHONY: help env demo demo-quick test lint format bench lock clean
