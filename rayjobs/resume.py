@@ -1,7 +1,6 @@
 """Resuming: which checkpoint, of which run folder, and whether the options still are that run's."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +8,10 @@ from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions, must_match
+from rayjobs.runtime import checkpoints
 
 LATEST = "latest"
 NAME = "resume_from_checkpoint"
-
-
-def checkpoints(run_folder: Path) -> list[Path]:
-    """Complete checkpoints of a run.
-
-    Args:
-        run_folder: The run folder.
-
-    Returns:
-        Folders under `checkpoints/` whose name starts with `checkpoint` and that hold something, oldest first.
-    """
-    found = [path for path in (run_folder / "checkpoints").glob("**/checkpoint*") if path.is_dir()]
-    return sorted((path for path in found if any(path.iterdir())), key=_age)
-
-
-def _age(path: Path) -> tuple[list[int], str]:
-    """Order of the numbers in a name: `checkpoint-9` before `checkpoint-10`, dates by date."""
-    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
 
 
 def owner(checkpoint: Path) -> Path | None:
@@ -42,7 +24,7 @@ def owner(checkpoint: Path) -> Path | None:
         The run folder, or `None`.
     """
     places = (checkpoint, *checkpoint.parents)
-    return next((p for p in places if (p / "config.json").is_file() and (p / "checkpoints").is_dir()), None)
+    return next((p for p in places if (p / "config.json").is_file() and (p / checkpoints.FOLDER).is_dir()), None)
 
 
 def check_resume(options: RLHFOptions) -> tuple[str | None, str | None]:
@@ -74,10 +56,10 @@ def check_resume(options: RLHFOptions) -> tuple[str | None, str | None]:
             NAME, f"{asked} is no run folder and lies in none (config.json and checkpoints/)",
             "pass a run folder or one of its checkpoints, or leave it out to start afresh",
         )  # fmt: skip
-    found = checkpoints(run_folder)
+    found = checkpoints.listed(run_folder / checkpoints.FOLDER)
     if not found:
         raise OptionError(NAME, f"{asked} has no checkpoint yet", "start afresh in another --output_dir")
-    if asked.absolute() in (run_folder, run_folder / "checkpoints"):
+    if asked.absolute() in (run_folder, run_folder / checkpoints.FOLDER):
         checkpoint = found[-1]
     elif asked.absolute() in found:
         checkpoint = asked.absolute()

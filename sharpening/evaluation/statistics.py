@@ -94,3 +94,22 @@ def compare(before: ArrayLike, after: ArrayLike) -> Comparison:
     if first.shape != second.shape:
         raise ValueError(f"paired values must be equally many, got {first.shape} and {second.shape}")
     return Comparison(interval(first), interval(second), interval(second - first), len(first))
+
+
+def reward_statistics(path_rewards: ArrayLike) -> dict[str, float]:
+    """What Figure 6 follows: the level of the rewards and their spread over branches.
+
+    Args:
+        path_rewards: `[..., n]`, path rewards of the n branches of each prompt and timestep.
+
+    Returns:
+        `reward_mean`, and over the branches of a prompt `reward_std`, `reward_best` and `reward_worst`, each a mean
+        over the leading axes, in the reward's unit.
+    """
+    rewards = np.asarray(path_rewards, dtype=np.float64)
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(axis=-1).mean()),
+        "reward_best": float(rewards.max(axis=-1).mean()),
+        "reward_worst": float(rewards.min(axis=-1).mean()),
+    }

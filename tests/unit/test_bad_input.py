@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from rayjobs import machine
 from rayjobs.command_line import parse
 from rayjobs.rlhf import main
+from rayjobs.runtime import checkpoints
 from rayjobs.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,24 +287,26 @@ def test_resume(error, good, tmp_path):
     (run / "config.json").write_text(json.dumps(options.config()))
     assert "has no checkpoint" in error(f"--{name}", "latest")[1]
     for update in (9, 10):
-        checkpoint = run / "checkpoints" / f"checkpoint-{update}"
-        checkpoint.mkdir()
-        (checkpoint / "weights").write_text("")
+        checkpoint = checkpoints.path_for(run / "checkpoints", update)
+        checkpoints.partial_for(run / "checkpoints", update).mkdir()
+        checkpoints.complete(run / "checkpoints", checkpoints.TrainerState(update, 1, []), [])
+    checkpoints.partial_for(run / "checkpoints", 11).mkdir()
     resumed = validate(parse([*good, f"--{name}", "latest"]))
-    assert resumed.resume_from_checkpoint == str(run / "checkpoints" / "checkpoint-10")
+    assert resumed.resume_from_checkpoint == str(checkpoint)
     assert Path(resumed.output_dir) == run
-    older = str(run / "checkpoints" / "checkpoint-9")
+    older = str(checkpoints.path_for(run / "checkpoints", 9))
     without_folder = good[: good.index("--output_dir")]
     named = validate(parse([*without_folder, f"--{name}", older]))
     assert named.resume_from_checkpoint == older
     assert Path(named.output_dir) == run
-    assert error(f"--{name}", run / "checkpoints" / "checkpoint-11")[0] == name
+    assert error(f"--{name}", checkpoints.partial_for(run / "checkpoints", 11))[0] == name
     assert error(f"--{name}", older, "--output_dir", tmp_path / "elsewhere")[0] == "output_dir"
 
 
 def test_resume_with_another_configuration_names_the_option(error, good, tmp_path):
     run = tmp_path / "run"
-    (run / "checkpoints" / "checkpoint-1" / "rank").mkdir(parents=True)
+    checkpoints.partial_for(run / "checkpoints", 1).mkdir(parents=True)
+    checkpoints.complete(run / "checkpoints", checkpoints.TrainerState(1, 1, []), [])
     config = validate(parse([*good, "--output_dir", str(tmp_path / "new")])).config()
     (run / "config.json").write_text(json.dumps(config))
     resume = ["--resume_from_checkpoint", "latest"]
