@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sharpening.evaluation.statistics import reward_statistics
+
 
 @dataclass(frozen=True)
 class RolloutTask:
@@ -39,12 +41,13 @@ class Summary:
     Attributes:
         kept: Prompts in the experience.
         dropped: (slot, reason) of prompts with an image that could not be scored.
-        path_rewards: float [kept, K, n] path reward of every branch.
-        gap: float [kept * K] reward of the winner minus that of the loser.
+        path_rewards: float [groups, n] path reward of every branch of every kept prompt and timestep.
+        gap: float [groups] reward of the winner minus that of the loser.
         seconds: Seconds by stage.
-        nfe: Network evaluations (calls times images).
-        images_scored: Images sent to the reward and scored.
+        nfe: Network evaluations (calls times images) by stage.
+        images_scored: Images sent to the reward.
         peak_memory: Bytes, the actor's peak so far.
+        peak_gpu_memory: Bytes on its GPU, 0 without.
     """
 
     kept: int
@@ -52,9 +55,10 @@ class Summary:
     path_rewards: np.ndarray
     gap: np.ndarray
     seconds: dict[str, float]
-    nfe: int
+    nfe: dict[str, int]
     images_scored: int
     peak_memory: int = 0
+    peak_gpu_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -304,18 +308,15 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
         Reward statistics (Figure 6: mean, and spread over the branches of a prompt and timestep), stage seconds,
         network evaluations, images scored and prompts dropped.
     """
-    rewards = np.concatenate([summary.path_rewards for summary in summaries if summary.kept]).astype(np.float64)
+    found = reward_statistics(np.concatenate([summary.path_rewards for summary in summaries]))
     row: dict[str, float] = {
-        "reward": float(rewards.mean()),
-        "reward_spread": float(rewards.std(axis=-1).mean()),
-        "reward_best": float(rewards.max(axis=-1).mean()),
-        "reward_worst": float(rewards.min(axis=-1).mean()),
-        "gap": float(np.concatenate([summary.gap for summary in summaries if summary.kept]).mean(dtype=np.float64)),
-        "nfe": sum(summary.nfe for summary in summaries),
-        "images_scored": sum(summary.images_scored for summary in summaries),
-        "dropped": sum(len(summary.dropped) for summary in summaries),
-        "peak_memory_rollout": max(summary.peak_memory for summary in summaries),
-    }
+        "reward": found["reward_mean"], "reward_spread": found["reward_std"],
+        "reward_best": found["reward_best"], "reward_worst": found["reward_worst"],
+    }  # fmt: skip
+    row["reward_gap"] = float(np.concatenate([summary.gap for summary in summaries]).mean(dtype=np.float64))
+    row["nfe"] = sum(sum(summary.nfe.values()) for summary in summaries)
+    row["images_scored"] = sum(summary.images_scored for summary in summaries)
+    row["dropped"] = sum(len(summary.dropped) for summary in summaries)
     for stage in dict.fromkeys(stage for summary in summaries for stage in summary.seconds):
         row[f"seconds_{stage}"] = sum(summary.seconds.get(stage, 0.0) for summary in summaries) / actors
     return row

@@ -1,0 +1,112 @@
+"""Checkpoints on disk: written aside and renamed when complete, so that a folder called `checkpoint-…` is whole."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = "checkpoints"
+STATE = "trainer_state.json"
+METRICS = "metrics.json"
+_NAME = re.compile(r"checkpoint-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        update: Updates applied, which is also the weights' version.
+        num_learners: Learner ranks that wrote it.
+        versions: Weights versions that lie beside the engine's state, for stale rollouts.
+    """
+
+    update: int
+    num_learners: int
+    versions: list[int]
+
+
+def path_for(folder: Path, update: int) -> Path:
+    """Where a complete checkpoint lies.
+
+    Args:
+        folder: The run's checkpoint folder.
+        update: Updates applied.
+
+    Returns:
+        The path.
+    """
+    return folder / f"checkpoint-{update:06d}"
+
+
+def partial_for(folder: Path, update: int) -> Path:
+    """Where a checkpoint is written.
+
+    Args:
+        folder: The run's checkpoint folder.
+        update: Updates applied.
+
+    Returns:
+        The path.
+    """
+    return folder / f"partial-{update:06d}"
+
+
+def complete(folder: Path, state: TrainerState, rows: list[dict[str, Any]]) -> Path:
+    """Make a checkpoint count, once every rank has written its part.
+
+    Args:
+        folder: The run's checkpoint folder.
+        state: What the checkpoint says about itself.
+        rows: Metrics of the updates before it.
+
+    Returns:
+        The checkpoint.
+    """
+    partial, final = partial_for(folder, state.update), path_for(folder, state.update)
+    (partial / METRICS).write_text(json.dumps(rows), encoding="utf-8")
+    (partial / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return final
+
+
+def read(checkpoint: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
+    """What a checkpoint says about itself.
+
+    Args:
+        checkpoint: A complete one.
+
+    Returns:
+        Its state and the metrics of the updates before it.
+    """
+    state = TrainerState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    return state, json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
+
+
+def listed(folder: Path) -> list[Path]:
+    """Complete checkpoints.
+
+    Args:
+        folder: The run's checkpoint folder.
+
+    Returns:
+        Oldest first.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / STATE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest checkpoints, and whatever was left half written.
+
+    Args:
+        folder: The run's checkpoint folder.
+        keep: How many to keep; all when `None`.
+    """
+    for partial in folder.glob("partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in listed(folder)[:-keep] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)

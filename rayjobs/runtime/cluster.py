@@ -1,0 +1,160 @@
+"""Joining or starting Ray: addresses, tokens, what workers can import, and how many CPUs each process reserves."""
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayjobs import machine
+from rayjobs.errors import OptionError
+from rayjobs.options import RLHFOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class Reservations:
+    """CPUs and GPUs that the run's processes reserve, each.
+
+    Attributes:
+        rollout: CPUs of a rollout actor.
+        learner: CPUs of a learner rank.
+        reward: CPUs of a reward replica.
+        gpus: GPUs of a rollout actor, of a learner rank and of a reward replica.
+        note: What a user should know about it; may be empty.
+    """
+
+    rollout: float
+    learner: float
+    reward: float
+    gpus: tuple[float, float, float]
+    note: str
+
+
+def has_token() -> bool:
+    """Whether Ray would find an authentication token: in the environment, in a file it names, or in the home."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    places = [Path(named)] if named else []
+    places.append(Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or any(place.is_file() for place in places)
+
+
+def prepare_authentication(joins: bool) -> None:
+    """Decide Ray's authentication before Ray is imported, unless `RAY_AUTH_MODE` says it already.
+
+    A local `ray.init()` turns token authentication on and, where the home has no token, writes one there: from then on
+    `ray start --head` asks for tokens too and a plain `ray job submit` is refused. So a local Ray of ours gets a token
+    of its own, which lives in this process tree alone. Joining a cluster by address, Ray uses a token only when told
+    to; a cluster without authentication ignores it.
+
+    Args:
+        joins: Whether the run joins a cluster.
+    """
+    if os.environ.get("RAY_AUTH_MODE"):
+        return
+    if has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif not joins:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def connect(options: RLHFOptions, namespace: str) -> bool:
+    """Join the cluster that options or environment name, or start a local Ray.
+
+    Args:
+        options: The run's options.
+        namespace: For the names of actors.
+
+    Returns:
+        Whether this call connected, and `ray.shutdown` is therefore ours to call.
+
+    Raises:
+        OptionError: If the cluster does not answer.
+    """
+    address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    if "ray" not in sys.modules:
+        prepare_authentication(joins=bool(address))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about hidden GPUs
+    import ray
+
+    if ray.is_initialized():
+        return False
+    common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
+    if not address:
+        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # Ray's workers inherit it
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        needed = options.num_learners + options.num_rollout_actors + options.reward_replicas
+        ray.init(num_cpus=max(machine.cpus(), needed), dashboard_host="127.0.0.1", **common)
+        return True
+    if IN_A_JOB not in os.environ:
+        # A submitted job brings its working directory; a driver beside the cluster shares its file system.
+        common["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        lines = str(error).strip().splitlines()
+        raise OptionError(
+            "ray_address", f"no Ray cluster lets us in at {address} ({lines[0] if lines else type(error).__name__})",
+            "start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token",
+        ) from error  # fmt: skip
+    return True
+
+
+def reserve(options: RLHFOptions, resources: dict[str, float], gpu: bool) -> Reservations:
+    """Share a cluster's CPUs among the run's processes.
+
+    Rollout actors, learners and the reward take turns more often than they compete, so on a machine with fewer CPUs
+    than threads each reserves a part of what it uses: everything is scheduled, and the operating system shares the
+    cores out.
+
+    Args:
+        options: The run's options.
+        resources: `ray.cluster_resources()`.
+        gpu: Whether learners and actors run on GPUs.
+
+    Returns:
+        The reservations.
+
+    Raises:
+        OptionError: If the learners outnumber the cluster's CPUs or GPUs.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    have, kind = (gpus, "GPUs") if gpu else (cpus, "CPUs")
+    if options.num_learners > have:
+        raise OptionError(
+            "num_learners", f"{options.num_learners} learners need as many {kind}, and the cluster has {have:g}",
+            f"pass at most {have:g}",
+        )  # fmt: skip
+    wanted = (
+        options.num_rollout_actors * options.rollout_threads
+        + options.num_learners * options.learner_threads
+        + options.reward_replicas * options.reward_threads
+    )
+    part = min(1.0, cpus / wanted)
+    note = ""
+    if part < 1:
+        note = f"{wanted} threads share {cpus:g} CPUs: rollouts, reward and learner take turns on them"
+    sizes = [
+        max(0.01, int(part * threads * 100) / 100)
+        for threads in (options.rollout_threads, options.learner_threads, options.reward_threads)
+    ]
+    return Reservations(sizes[0], sizes[1], sizes[2], _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note)
+
+
+def _gpu_parts(options: RLHFOptions, gpus: float) -> tuple[float, float, float]:
+    """A GPU a learner; what is left, or a part of the learners' when nothing is, for actors and rewards."""
+    others = options.num_rollout_actors + options.reward_replicas
+    left = gpus - options.num_learners
+    if left >= others:
+        return 1.0, 1.0, 1.0
+    if left >= 1:
+        part = int(left / others * 100) / 100
+        return part, 1.0, part
+    # More than half a GPU for a learner, so that no two of them meet on one: NCCL refuses that.
+    part = int(0.4 * gpus / others * 100) / 100
+    return part, 0.6, part

@@ -1,0 +1,331 @@
+"""The learner: a Ray Train loop around a DeepSpeed engine.
+
+Every rank runs `train_loop`. It restores the newest checkpoint, tells the coordinator which version it holds, and then
+turns experience into updates: forward and backward passes over its share, one optimiser step, new weights out.
+"""
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import ray.train
+
+from rayjobs.options import RLHFOptions
+from rayjobs.runtime import checkpoints
+from rayjobs.runtime.coordinator import DISK, NOT_FINITE, SOUND, Stop, first_line
+from rayjobs.runtime.experience import Share
+
+if TYPE_CHECKING:
+    from sharpening.methods.base import Experience
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """What a learner rank is told.
+
+    Attributes:
+        options: The run's options.
+        pipeline: Pipeline folder.
+        deepspeed: DeepSpeed's configuration, resolved.
+        device: `cpu` or `cuda`.
+        checkpoints: The run's checkpoint folder.
+        resume: Checkpoint to start from; `None` for the pretrained model.
+        coordinator: Handle of the coordinator.
+    """
+
+    options: RLHFOptions
+    pipeline: str
+    deepspeed: dict[str, Any]
+    device: str
+    checkpoints: str
+    resume: str | None
+    coordinator: Any
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every rank.
+
+    Args:
+        config: `spec`, a `LearnerSpec`.
+    """
+    learner = Learner(config["spec"])
+    stop = learner.begin()
+    while stop is None and learner.update < learner.spec.options.max_train_steps:
+        stop = learner.make_update()
+    if stop is not None and stop.kind in SOUND:
+        learner.checkpoint()
+
+
+def learning_rate(update: int, options: RLHFOptions) -> float:
+    """An update's learning rate; a function of its number alone, so no checkpoint needs a scheduler's state.
+
+    Args:
+        update: 0-based update.
+        options: The run's options.
+
+    Returns:
+        The learning rate.
+    """
+    from sharpening.updates import learning_rate_at
+
+    rate = learning_rate_at(update, options.learning_rate, options.lr_warmup_steps)
+    done = max(0, update - options.lr_warmup_steps) / max(1, options.max_train_steps - options.lr_warmup_steps)
+    if options.lr_scheduler == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * done))
+    return rate * (1 - done) if options.lr_scheduler == "linear" else rate
+
+
+class Learner:
+    """One learner rank.
+
+    Args:
+        spec: What it is told.
+    """
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        import torch
+
+        from rayjobs.runtime.engine import build_engine
+
+        context = ray.train.get_context()
+        self.spec, self.rank, self.world = spec, context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(spec.options.learner_threads)
+        torch.backends.cuda.matmul.allow_tf32 = spec.options.allow_tf32
+        self._folder = Path(spec.checkpoints)
+        self._module, self._engine = build_engine(spec)
+        self.update = 0
+        self._attempt = 0
+        self._saved = -1  # update of the newest checkpoint
+        self._published: dict[int, np.ndarray] = {}  # rank 0: what stale rollouts can still need
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> Stop | None:
+        """Restore the newest checkpoint and tell the coordinator.
+
+        Returns:
+            Why the run need not go on, if so.
+        """
+        rows: list[dict[str, Any]] = []
+        found = ray.train.get_checkpoint()
+        path = Path(found.path) if found else Path(self.spec.resume) if self.spec.resume else None
+        if path is not None:
+            rows = self._restore(path)
+        weights = self._weights() if self.update else None
+        answer: list[Any] = [None]
+        if self.rank == 0:
+            if weights is not None:
+                self._remember(self.update, weights)
+            begun = self.spec.coordinator.begin.remote(self.update, self._published, rows)
+            answer = [ray.get(begun)]
+        self._attempt, stop = self._broadcast(answer)
+        return stop
+
+    def _restore(self, path: Path) -> list[dict[str, Any]]:
+        from rayjobs.runtime import weights
+
+        state, rows = checkpoints.read(path)
+        loaded, _ = self._engine.load_checkpoint(str(path), tag="engine")
+        if loaded is None:
+            raise RuntimeError(f"{path} holds no DeepSpeed state; resume from an older checkpoint")
+        if self.rank == 0:
+            self._published = {v: weights.read(path / f"version-{v:06d}.safetensors") for v in state.versions}
+        self.update = self._saved = state.update
+        return rows
+
+    # -- one update ----------------------------------------------------------------------------------------------
+
+    def make_update(self) -> Stop | None:
+        """Make one update; publish its weights; checkpoint when it is time.
+
+        Returns:
+            Why the run cannot go on, if so. Every rank gets the same answer.
+        """
+        started = time.perf_counter()
+        asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.rank, self.world)
+        shares: list[Share] | Stop = ray.get(asked)
+        if isinstance(shares, Stop):
+            return shares
+        experience = self._fetch(shares)
+        waited = time.perf_counter()
+        row = self._learn(experience)
+        learnt = time.perf_counter()
+        if isinstance(row, Stop):
+            if self.rank == 0:
+                ray.get(self.spec.coordinator.stop.remote(row.kind, row.reason))
+            return row
+        weights = self._weights()
+        stop: list[Any] = [None]
+        if self.rank == 0:
+            row |= {
+                "seconds_wait": waited - started,
+                "seconds_learn": learnt - waited,
+                "seconds_publish": time.perf_counter() - learnt,
+            }
+            self._remember(self.update + 1, weights)
+            finished = self.spec.coordinator.finish.remote(self._attempt, self.update, row, weights)
+            stop = [ray.get(finished)]
+        self.update += 1
+        answer: Stop | None = self._broadcast(stop) if self.world > 1 else stop[0]
+        if answer is None and self._due():
+            answer = self.checkpoint()
+        return answer
+
+    def _fetch(self, shares: list[Share]) -> "Experience":
+        """This rank's groups, in task order."""
+        from sharpening.methods.base import Experience
+
+        parts = ray.get([share.experience for share in shares])
+        picked = [
+            part if (share.first, share.last) == (0, part.groups) else part.select(range(share.first, share.last))
+            for part, share in zip(parts, shares, strict=True)
+        ]
+        return Experience.cat(picked)
+
+    def _learn(self, experience: "Experience") -> dict[str, Any] | Stop:
+        """Forward and backward over the share, then one optimiser step; a stop when something is not finite."""
+        from rayjobs.runtime.engine import memory
+        from sharpening.updates import mean_metrics, micro_batches
+
+        options, module, engine = self.spec.options, self._module, self._engine
+        rate = learning_rate(self.update, options)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        nfe = module.policy.nfe
+        collected, finite = [], True
+        batches = micro_batches(experience, options.train_batch_size)
+        for index, (part, weight) in enumerate(batches):
+            loss = engine(part)
+            finite = finite and math.isfinite(loss.item())
+            collected.append((dict(module.metrics), weight))
+            # Equal passes: DeepSpeed's division by their number is the mean over the update's groups.
+            engine.backward(loss)
+            if index == len(batches) - 1 and not self._all(finite):
+                return Stop(NOT_FINITE, f"the loss of update {self.update} is not finite; {REMEDY}")
+            engine.step()
+        metrics = self._mean(mean_metrics(collected))
+        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        if not self._all(math.isfinite(grad_norm)):
+            return Stop(NOT_FINITE, f"the gradient of update {self.update} is not finite; {REMEDY}")
+        own = {"grad_norm": grad_norm, "learning_rate": rate, "nfe_learn": self._sum(module.policy.nfe - nfe)}
+        return metrics | own | memory(self.spec.device)
+
+    # -- weights and checkpoints ---------------------------------------------------------------------------------
+
+    def _weights(self) -> np.ndarray:
+        """The present weights, packed, on rank 0; the others only take part in gathering them."""
+        from rayjobs.runtime.engine import whole_weights
+        from rayjobs.runtime.weights import pack
+
+        with whole_weights(self._engine):
+            return pack(self._module.policy.trainable_state()) if self.rank == 0 else np.empty(0, np.uint8)
+
+    def _remember(self, version: int, weights: np.ndarray) -> None:
+        """Keep what rollouts after a restart need besides the engine's own state: the versions they lag behind."""
+        lag = self.spec.options.staleness
+        self._published[version] = weights
+        self._published = {v: w for v, w in self._published.items() if version - lag <= v <= version}
+
+    def _due(self) -> bool:
+        options = self.spec.options
+        return self.update % options.checkpointing_steps == 0 or self.update == options.max_train_steps
+
+    def checkpoint(self) -> Stop | None:
+        """Write a checkpoint that holds everything, and drop old ones.
+
+        All ranks write into one folder on the run's storage, which is renamed once it is whole: Ray Train's upload
+        from temporary folders would write every byte twice.
+
+        Returns:
+            A stop when the disk refused; the checkpoints before are intact.
+
+        Raises:
+            Exception: With several ranks, whatever the disk refused with: Ray Train then ends the other ranks.
+        """
+        if self.update in (self._saved, 0):
+            return None
+        partial = checkpoints.partial_for(self._folder, self.update)
+        try:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self._all(True)
+            self._engine.save_checkpoint(str(partial), tag="engine", client_state={"update": self.update})
+            if self.rank == 0:
+                self._write_versions(partial)
+            self._all(True)
+            if self.rank == 0:
+                rows = ray.get(self.spec.coordinator.rows.remote())
+                state = checkpoints.TrainerState(self.update, self.world, self._stale_versions())
+                checkpoints.complete(self._folder, state, rows)
+            self._all(True)
+            path = checkpoints.path_for(self._folder, self.update)
+            ray.train.report(
+                {"update": self.update},
+                checkpoint=ray.train.Checkpoint.from_directory(str(path)),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            )
+            self._saved = self.update
+            if self.rank == 0:
+                checkpoints.prune(self._folder, self.spec.options.checkpoints_total_limit)
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = f"checkpoint {self.update} could not be written to {self._folder}: {_disk_reason(error)}"
+            ray.get(self.spec.coordinator.stop.remote(DISK, reason))
+            if self.world > 1:
+                raise
+            return Stop(DISK, reason)
+        return None
+
+    def _stale_versions(self) -> list[int]:
+        """Versions that a restart needs besides the engine's own weights."""
+        return sorted(version for version in self._published if 0 < version < self.update)
+
+    def _write_versions(self, folder: Path) -> None:
+        from rayjobs.runtime import weights
+
+        for version in self._stale_versions():
+            weights.write(self._published[version], folder / f"version-{version:06d}.safetensors")
+
+    # -- agreement between ranks ---------------------------------------------------------------------------------
+
+    def _reduce(self, value: float, operation: str) -> float:
+        import torch
+        import torch.distributed as dist
+
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.spec.device)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+        return float(tensor.item())
+
+    def _all(self, holds: bool) -> bool:
+        """Whether something holds on every rank; also a barrier."""
+        return self._reduce(float(holds), "MIN") > 0
+
+    def _sum(self, value: float) -> float:
+        return self._reduce(value, "SUM")
+
+    def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Means over the ranks' equal shares."""
+        return {name: self._reduce(value, "SUM") / self.world for name, value in metrics.items()}
+
+    def _broadcast(self, value: list[Any]) -> Any:
+        import torch.distributed as dist
+
+        if self.world > 1:
+            dist.broadcast_object_list(value, src=0)
+        return value[0]
+
+
+REMEDY = "lower --learning_rate or --beta"
+
+
+def _disk_reason(error: Exception) -> str:
+    """What a disk refused with."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

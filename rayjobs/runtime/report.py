@@ -1,0 +1,117 @@
+"""What a run tells at its end: evaluation rows, sample grids, curve, cost, summary, table."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rayjobs.options import RLHFOptions
+from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, grid_images, plan, results
+from sharpening.evaluation.run_folder import EVALUATION, RunFolder
+from sharpening.evaluation.summary import PromptResult, compare_results, summarise
+from sharpening.evaluation.table import final_table
+
+GRID = 24  # images in a sample grid
+VERIFIED_RESOLUTION = 64  # pixels; the verifiers judge images of the embedded world
+UNITS = {"clip": "CLIP score (cosine × 100)"}
+
+
+class Evaluation:
+    """The evaluation of one run: its tasks, and what they found before and after.
+
+    Args:
+        options: The run's options.
+        folder: The run folder; an evaluation of the base model that it holds already is used again.
+    """
+
+    def __init__(self, options: RLHFOptions, folder: RunFolder) -> None:
+        self._options, self._folder = options, folder
+        self._images: dict[str, dict[int, np.ndarray]] = {}
+        self._cost: list[EvaluationPart] = []
+        self.tasks: list[EvaluationTask] = [] if options.skip_evaluation else _tasks(options)
+        wanted = {(index, task.guidance_scale) for task in self.tasks for index in task.indices}
+        self.before = _read(folder.path / EVALUATION, wanted)
+        self.after: list[PromptResult] = []
+
+    def take(self, phase: Literal["before", "after"], parts: list[EvaluationPart]) -> None:
+        """Keep what the tasks found, and write it.
+
+        Args:
+            phase: Before or after training.
+            parts: What the tasks found, in order.
+        """
+        from sharpening.evaluation.grids import sample_grid
+
+        rows = results(parts, phase)
+        setattr(self, phase, rows)
+        self._cost.extend(parts)
+        self._folder.write_evaluation([*self.before, *self.after])
+        images = grid_images(parts)
+        if not images:
+            return
+        self._images[phase] = images
+        first = {row.index: row for row in reversed(rows)}
+        facts = {index: facts for part in parts for index, facts in zip(part.task.indices, part.facts, strict=True)}
+        marks = [facts[index] for index in images] if any(facts[index] for index in images) else None
+        scale = self._options.guidance_scale
+        title = f"{phase} sharpening, guidance {scale:g}, {self._options.eval_steps} steps, seed {self._options.seed}"
+        grid = sample_grid(np.stack(list(images.values())), [first[i].prompt for i in images], marks, title)
+        self._folder.write_image(f"samples_{phase}.png", grid)
+
+    def finish(self, updates: int, seconds: float) -> str:
+        """Write everything that explains the run.
+
+        Args:
+            updates: Updates made.
+            seconds: Wall time of this start of the run.
+
+        Returns:
+            The final table; empty when nothing was evaluated.
+        """
+        options, folder = self._options, self._folder
+        metrics = folder.metrics()
+        cost = folder.read_cost()
+        for part in self._cost:
+            cost.add_nfe("evaluate", part.nfe)
+            cost.add_seconds(part.seconds)
+        cost.add_seconds("wall", seconds)
+        cost.note_memory("driver")
+        folder.write_cost(cost)
+        reward = UNITS.get(options.reward, options.reward)
+        if metrics.rows:
+            metrics.write_table()
+            folder.write_curve(metrics.rows, reward)
+        rows = [*self.before, *self.after]
+        extra: dict[str, Any] = {"seed": options.seed, "seconds_training": sum(row["seconds"] for row in metrics.rows)}
+        folder.write_summary(
+            summarise(
+                rows, options.guidance_scale, updates=updates, seconds=cost.seconds["wall"], nfe=cost.total_nfe,
+                extra=extra,
+            )
+        )  # fmt: skip
+        if not self.after:
+            return ""
+        scales = dict.fromkeys(row.guidance_scale for row in rows)
+        found = {scale: compare_results(rows, scale) for scale in scales}
+        return final_table(found, options.guidance_scale, options.eval_steps or options.rollout_steps, reward)
+
+
+def _tasks(options: RLHFOptions) -> list[EvaluationTask]:
+    """The run's evaluation, cut into tasks as large as a rollout's batch of images."""
+    from sharpening.shapes import assets
+
+    chosen = choose(assets.benchmark(), options.eval_prompts)
+    batch = options.rollout_batch_size * options.branches
+    steps = options.eval_steps or options.rollout_steps
+    verify = options.resolution in (None, VERIFIED_RESOLUTION)
+    return plan(chosen, options.guidance_scales, steps, batch, GRID, verify)
+
+
+def _read(path: Path, wanted: set[tuple[int, float]]) -> list[PromptResult]:
+    """The base model's evaluation from an earlier start of the run, if it is the wanted one."""
+    if not path.exists():
+        return []
+    import pyarrow.parquet as pq
+
+    rows = [PromptResult(**row) for row in pq.read_table(path).to_pylist() if row["phase"] == "before"]
+    return rows if {(row.index, row.guidance_scale) for row in rows} == wanted else []

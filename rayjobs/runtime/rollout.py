@@ -1,0 +1,198 @@
+"""The rollout actor: a policy snapshot, the frozen reference and a reward; prompts in, experience out."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask
+from rayjobs.runtime.experience import RolloutTask, Summary
+from sharpening.evaluation.cost import peak_rss
+from sharpening.options import SharpeningOptions
+
+if TYPE_CHECKING:
+    from sharpening.methods.base import Experience
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """What a rollout actor is told.
+
+    Attributes:
+        pipeline: Pipeline folder.
+        device: `cpu` or `cuda`.
+        dtype: Name of the weights' torch dtype.
+        threads: torch threads. The same for every actor, because the number of threads decides low bits.
+        allow_tf32: Whether matrix products may use TF32.
+        method: Options of the method.
+        run_seed: The run's seed.
+        score: Makes the reward callable (called in the actor's process).
+    """
+
+    pipeline: str
+    device: str
+    dtype: str
+    threads: int
+    allow_tf32: bool
+    method: SharpeningOptions
+    run_seed: int
+    score: Any
+
+
+class RolloutActor:
+    """Turns prompts into scored, selected branches; holds the policy and the reference.
+
+    A restarted actor begins like a new one, with the pretrained weights (version 0). Every call brings the version
+    it is to be made with, so that a restart cannot mix versions up.
+
+    Args:
+        name: For logs and errors.
+        spec: What it is told.
+    """
+
+    def __init__(self, name: str, spec: RolloutSpec) -> None:
+        import torch
+
+        from rayjobs.runtime.models import pipeline_folder
+        from sharpening.methods.rlhf import RLHFSharpening
+        from sharpening.policies import load_policy
+
+        torch.set_num_threads(spec.threads)
+        torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
+        self._name, self._spec = name, spec
+        self._policy = load_policy(pipeline_folder(spec.pipeline), spec.device, getattr(torch, spec.dtype))
+        self._policy.denoiser.requires_grad_(False)
+        self._reference = self._policy.frozen_copy()
+        self._method = RLHFSharpening(spec.method)
+        self._score = spec.score()
+        self._version = 0
+
+    def __repr__(self) -> str:
+        """Name the actor in Ray's logs and dashboard."""
+        return self._name
+
+    def describe(self) -> dict[str, Any]:
+        """Who answers.
+
+        Returns:
+            `name`, `pid`, `version` of the weights it holds.
+        """
+        return {"name": self._name, "pid": os.getpid(), "version": self._version}
+
+    def rollout(
+        self, task: RolloutTask, version: int, weights: np.ndarray | None
+    ) -> "tuple[Experience | None, Summary]":
+        """Roll a micro-batch of prompts out.
+
+        Args:
+            task: The prompts.
+            version: Weights to use.
+            weights: Those weights, packed; `None` for the pretrained model's.
+
+        Returns:
+            The experience (`None` when every prompt was dropped) and its summary, as two objects: only the small one
+            is read on the way.
+
+        Raises:
+            RewardUnavailable: If the reward stays down.
+        """  # noqa: DOC502
+        from sharpening.methods.base import Seeds
+
+        self._use(version, weights)
+        reference_nfe = self._reference.nfe
+        seeds = Seeds(self._spec.run_seed, task.update, task.slots)
+        found = self._method.collect(self._policy, self._reference, self._score, list(task.prompts), seeds)
+        experience = replace(found, version=version)
+        winner, loser = experience.reward.unbind(1)
+        summary = Summary(
+            kept=len(experience.prompts),
+            dropped=list(experience.dropped),
+            path_rewards=experience.path_rewards.numpy(),
+            gap=(winner - loser).numpy(),
+            seconds=dict(experience.seconds),
+            nfe=self._stages(experience.nfe, self._reference.nfe - reference_nfe, len(task.prompts)),
+            images_scored=experience.images_scored,
+            peak_memory=peak_rss(),
+            peak_gpu_memory=self._peak_gpu_memory(),
+        )
+        return (experience if summary.kept else None), summary
+
+    def evaluate(self, task: EvaluationTask, version: int, weights: np.ndarray | None) -> EvaluationPart:
+        """Draw held-out prompts at fixed seeds, score and verify them.
+
+        Args:
+            task: Prompts, seeds, guidance.
+            version: Weights to use.
+            weights: Those weights, packed; `None` for the pretrained model's.
+
+        Returns:
+            Rewards, verified facts, and the images that sample grids want.
+
+        Raises:
+            RewardUnavailable: If the reward stays down.
+        """  # noqa: DOC502
+        from rayjobs.runtime.evaluation import draw
+
+        self._use(version, weights)
+        return draw(self._policy, self._method, self._score, task, self._spec.run_seed)
+
+    def save(self, folder: str, version: int, weights: np.ndarray | None) -> str:
+        """Write the whole pipeline with some version's weights.
+
+        Args:
+            folder: Where to; replaced as a whole once everything is written.
+            version: Weights to use.
+            weights: Those weights, packed; `None` for the pretrained model's.
+
+        Returns:
+            The folder.
+        """
+        import shutil
+
+        self._use(version, weights)
+        target, partial = Path(folder), Path(f"{folder}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self._policy.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        return folder
+
+    def _use(self, version: int, weights: np.ndarray | None) -> None:
+        """Hold the weights of a version."""
+        from rayjobs.runtime.weights import unpack
+
+        if version == self._version:
+            return
+        # Version 0 is what the reference holds.
+        state = self._reference.denoiser.state_dict() if weights is None else unpack(weights)
+        self._policy.load_trainable_state(dict(state))
+        self._version = version
+
+    def _stages(self, total: int, reference: int, prompts: int) -> dict[str, int]:
+        """Network evaluations of a rollout by stage."""
+        options = self._spec.method
+        guided = 2 if options.guidance_scale > 1 else 1
+        generate = prompts * options.latents * options.rollout_steps * guided
+        return {"generate": generate, "branch": total - reference - generate, "reference": reference}
+
+    def _peak_gpu_memory(self) -> int:
+        """Peak bytes of the GPU, 0 on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self._spec.device == "cuda" else 0
+
+
+def names(run: str, count: int) -> Sequence[str]:
+    """Names of a run's rollout actors, as the dashboard shows them.
+
+    Args:
+        run: The run's name.
+        count: How many.
+
+    Returns:
+        `sharpening/<run>/rollout-<i>`.
+    """
+    return [f"sharpening/{run}/rollout-{index}" for index in range(count)]
