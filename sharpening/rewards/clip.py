@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sharpening.checks import ModelFolderError, check_clip_folder, check_safetensors
 from sharpening.rewards.base import Scores
+from sharpening.rewards.requests import check_request
 
 logger = logging.getLogger(__name__)
 
@@ -147,28 +148,6 @@ class ClipScorer:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors float64 `[N, D]` divided by their lengths, each row by itself."""
     return vectors / np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-
-
-def check_request(images: np.ndarray, prompts: Sequence[str]) -> None:
-    """Refuse what no scorer can read.
-
-    Args:
-        images: what should be uint8 `[N, H, W, 3]`.
-        prompts: what should be N strings.
-
-    Raises:
-        ValueError: saying what is wrong.
-    """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise ValueError(f"images must be a uint8 array, not {getattr(images, 'dtype', type(images).__name__)}")
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"images must have shape [N, H, W, 3], not {list(images.shape)}")
-    if isinstance(prompts, str) or len(prompts) != len(images):
-        raise ValueError(
-            f"{len(images)} images need as many prompts, not {1 if isinstance(prompts, str) else len(prompts)}"
-        )
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("prompts must be strings")
 
 
 def resize(pixels: Tensor, size: tuple[int, int], config: dict[str, Any]) -> Tensor:
