@@ -7,8 +7,8 @@ import numpy as np
 from sharpening.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, TEXTURE_SHADE, Scene, Thing
 
 STRIPE_PERIOD = 6.0
-DOT_PERIOD = 6.5
-DOT_RADIUS = 1.9
+DOT_PERIOD = 8.0
+DOT_RADIUS = 2.5
 
 
 def shape_mask(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

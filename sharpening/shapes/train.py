@@ -12,6 +12,7 @@ def main() -> None:
     parser.add_argument("model", choices=("vae", "clip", "sdxl"))
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that receives the safetensors")
     parser.add_argument("--vae", type=Path, help="folder of the trained VAE (sdxl)")
+    parser.add_argument("--start_from", type=Path, help="folder of a VAE whose first phase is done (vae)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the shipped model was trained for)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, scenes and captions (default: 0)")
     args = parser.parse_args()
@@ -19,7 +20,7 @@ def main() -> None:
     if args.model == "vae":
         from sharpening.shapes.train_vae import train_vae
 
-        train_vae(args.output_dir, **options)
+        train_vae(args.output_dir, args.start_from, **options)
     elif args.model == "clip":
         from sharpening.shapes.train_clip import train_clip
 

@@ -72,7 +72,7 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_clip(
-    output_dir: Path, steps: int = 900, batch_size: int = 128, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 15000
+    output_dir: Path, steps: int = 750, batch_size: int = 112, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 15000
 ) -> None:
     """Train the CLIP model on random scenes and save it in open_clip's own folder layout."""
     torch.manual_seed(seed)

@@ -124,7 +124,7 @@ def verified(pipeline: StableDiffusionXLPipeline, guidance_scale: float, every: 
 def train_sdxl(
     output_dir: Path,
     vae_dir: Path,
-    steps: int = 3500,
+    steps: int = 3000,
     batch_size: int = 32,
     lr: float = 1.5e-3,
     seed: int = 0,
