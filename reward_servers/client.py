@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class ServeScore:
     @property
     def name(self) -> str:
         """Name of the application."""
-        return self._target if isinstance(self._target, str) else self._target.deployment_id.app_name
+        return self._target if isinstance(self._target, str) else self._target.app_name
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> Scores:
         """Score images against their prompts.
@@ -83,7 +84,7 @@ class ServeScore:
                 break
             try:
                 scores = self._ask(reference, list(prompts), min(self._request_timeout_s, remaining))
-            except (TimeoutError, RayError, RayServeException) as error:
+            except (TimeoutError, CancelledError, RayError, RayServeException) as error:
                 if _raised_by_scorer(error):
                     logger.warning("reward '%s' rejected %d images: %s", self.name, len(images), _one_line(error))
                     return Scores(
@@ -192,4 +193,5 @@ def _application_state(name: str) -> tuple[str, str]:
     messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
-    return str(application.status), (errors or lines or ["its replicas are still starting"])[-1]
+    message = errors[-1].rpartition("Error: ")[2] if errors else (lines or ["its replicas are still starting"])[-1]
+    return application.status.value, message

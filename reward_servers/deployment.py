@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,6 +55,7 @@ class RewardServer:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self._scorer = self._executor.submit(load_scorer, reward, scorer_options, num_threads).result()
         self._errors_in_a_row = 0
+        self._counts = {"requests": 0, "batches": 0, "images": 0}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take batching options from Serve's `user_config`; Serve also calls it when these change.
@@ -90,7 +92,14 @@ class RewardServer:
         answers = await loop.run_in_executor(self._executor, score_requests, self._scorer, requests)
         failed = all(isinstance(answer, Exception) for answer in answers)
         self._errors_in_a_row = self._errors_in_a_row + 1 if failed else 0
+        self._counts["batches"] += 1
+        self._counts["requests"] += len(requests)
+        self._counts["images"] += sum(len(images) for images, _ in requests)
         return answers
+
+    def statistics(self) -> dict[str, int]:
+        """What this replica did since it started: `requests`, `batches`, `images`; and its process id, `pid`."""
+        return {**self._counts, "pid": os.getpid()}
 
     def check_health(self) -> None:
         """Tell Serve to replace the replica when its scorer only raises.

@@ -49,7 +49,8 @@ class RewardAppOptions(BaseModel):
     @property
     def deployment_name(self) -> str:
         """Name of the deployment on the dashboard: `ClipReward` for `clip`."""
-        return self.reward.rpartition(":")[2].title().replace("_", "").replace("-", "") + "Reward"
+        words = self.reward.rpartition(":")[2].replace("-", "_").split("_")
+        return "".join(word[:1].upper() + word[1:] for word in words) + "Reward"
 
     def scorer_options(self) -> dict[str, Any]:
         """Keyword arguments of the scorer's class; what was left open keeps the class's default."""

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from sharpening.rewards.clip import ClipScorer
 from sharpening.shapes.clip_folder import save_clip_folder
 
 WORDS = ("a", "red", "green", "blue", "circle", "square", "triangle", "cross", "left", "of", "above", "small", "dotted")
@@ -35,3 +37,12 @@ def make_clip_folder(folder: Path, seed: int = 0, image_size: int = 64, layers: 
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
     return save_clip_folder(model, config, {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.3]}, tokenizer, folder)
+
+
+class BlackIsNotFinite(ClipScorer):
+    """CLIP, but the embedding of an all-black image is NaN; a scorer of one's own, served by its import path."""
+
+    def _encode_batch(self, batch: np.ndarray) -> np.ndarray:
+        embeddings = super()._encode_batch(batch)
+        embeddings[~batch.any(axis=(1, 2, 3))] = np.nan
+        return embeddings
