@@ -58,7 +58,7 @@ format: $(STAMP) ## mend what ruff can mend by itself
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(STAMP) ## measure a run: throughput, share of time by stage, memory
+bench: $(STAMP) ## measure updates: share of time by stage, Ray against one process, memory; ARGS="--quick"
 	@$(PY) rayjobs/bench.py $(ARGS)
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
