@@ -169,6 +169,11 @@ def test_a_bare_deepspeed_file_gets_everything_from_the_flags():
     assert resolved["train_batch_size"] == parse([]).pairs_per_update
 
 
+def test_a_contradiction_is_refused_also_where_the_learner_resolves():
+    with pytest.raises(OptionError, match=r"optimizer.params.lr is 0.1, but --learning_rate says 3e-05"):
+        resolve_deepspeed({"optimizer": {"params": {"lr": 0.1}}}, parse(["--learning_rate", "3e-5"]))
+
+
 def test_an_auto_that_no_flag_decides_is_refused():
     with pytest.raises(OptionError, match=r"zero_optimization.reduce_bucket_size is \"auto\""):
         resolve_deepspeed({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, parse([]))
