@@ -35,7 +35,7 @@ def draw_benchmark(seed: int, per_category: int, taken: set[str] | None = None) 
     """
     rng = np.random.default_rng([seed, 7])
     seen = set(taken or ())
-    prompts = []
+    prompts: list[BenchmarkPrompt] = []
     for category in CATEGORIES:
         wanted = len(prompts) + per_category
         while len(prompts) < wanted:

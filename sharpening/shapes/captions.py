@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from sharpening.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene
+from sharpening.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, Thing
 
 CATEGORIES = ("colour", "shape", "texture", "spatial", "non-spatial", "complex")
 """T2I-CompBench's six: attribute binding (three), spatial and non-spatial relations, and everything at once."""
@@ -122,7 +122,7 @@ def claims_about(scene: Scene, rng: np.random.Generator, category: str | None = 
     return None
 
 
-def _claim(thing, colour: bool = True, texture: bool = False) -> ThingClaim:
+def _claim(thing: Thing, colour: bool = True, texture: bool = False) -> ThingClaim:
     return ThingClaim(thing.shape, thing.colour if colour else None, thing.texture if texture else None)
 
 
@@ -220,9 +220,7 @@ def corrupt(claims: Claims, rng: np.random.Generator) -> Claims:
     if what in ("colour", "texture"):
         first, second = claims.things
         values = getattr(second, what), getattr(first, what)
-        swapped = tuple(
-            dataclasses.replace(t, **{what: v}) for t, v in zip((first, second), values, strict=True)
-        )
+        swapped = tuple(dataclasses.replace(t, **{what: v}) for t, v in zip((first, second), values, strict=True))
         return dataclasses.replace(claims, things=swapped)
     if what == "relation":
         return dataclasses.replace(claims, relation=OPPOSITE[claims.relation or ""])

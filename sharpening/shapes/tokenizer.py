@@ -6,6 +6,7 @@ own vocabulary. `<|endoftext|>` has the highest id, because CLIP text towers poo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -46,7 +47,4 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
 
 
 def _merges(learner: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    merges = json.loads(learner.to_str())["model"]["merges"]
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]

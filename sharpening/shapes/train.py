@@ -1,4 +1,4 @@
-"""Rebuilds the embedded world's models: `python -m sharpening.shapes.train {vae,clip,sdxl} --output_dir DIR`."""
+"""Rebuilds the world's models: `python -m sharpening.shapes.train {vae,decoder,clip,sdxl} --output_dir DIR`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 def main() -> None:
     """Parse the command line and run one training."""
     parser = argparse.ArgumentParser(prog="python -m sharpening.shapes.train", description=__doc__)
-    parser.add_argument("model", choices=("vae", "clip", "sdxl"))
+    parser.add_argument("model", choices=("vae", "decoder", "clip", "sdxl"))
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that receives the safetensors")
     parser.add_argument("--vae", type=Path, help="folder of the trained VAE (sdxl)")
-    parser.add_argument("--start_from", type=Path, help="folder of a VAE whose first phase is done (vae)")
+    parser.add_argument(
+        "--start_from",
+        type=Path,
+        help="folder of a VAE whose first phase is done (vae), or all (decoder); or a pipeline (sdxl)",
+    )
+    parser.add_argument("--start_step", type=int, default=0, help="steps that the --start_from pipeline has had (sdxl)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the shipped model was trained for)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, scenes and captions (default: 0)")
     args = parser.parse_args()
@@ -21,6 +26,12 @@ def main() -> None:
         from sharpening.shapes.train_vae import train_vae
 
         train_vae(args.output_dir, args.start_from, **options)
+    elif args.model == "decoder":
+        from sharpening.shapes.train_vae import finish_decoder
+
+        if args.start_from is None:
+            parser.error("decoder needs --start_from, the folder that `train vae` wrote")
+        finish_decoder(args.output_dir, args.start_from, **options)
     elif args.model == "clip":
         from sharpening.shapes.train_clip import train_clip
 
@@ -30,7 +41,7 @@ def main() -> None:
 
         if args.vae is None:
             parser.error("sdxl needs --vae, the folder that `train vae` wrote")
-        train_sdxl(args.output_dir, args.vae, **options)
+        train_sdxl(args.output_dir, args.vae, start_from=args.start_from, start_step=args.start_step, **options)
 
 
 if __name__ == "__main__":

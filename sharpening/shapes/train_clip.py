@@ -1,8 +1,8 @@
 """Trains the embedded world's CLIP: `python -m sharpening.shapes.train clip --output_dir DIR`.
 
-A real `open_clip` model (1.5 M parameters), contrastive over captions with one near miss a caption as an extra
-negative (`captions.corrupt`), so that it can tell swapped colours and relations apart. Images are blurred and
-made noisy now and then: the reward is asked about clean images predicted from noisy latents.
+A real `open_clip` model (a small ResNet, a small text transformer), contrastive over captions, with one near miss a
+caption as an extra negative (`captions.corrupt`), so that it can tell shapes, swapped colours and relations apart.
+Images are blurred and made noisy now and then: the reward is asked about clean images predicted from noisy latents.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from sharpening.shapes.benchmark import caption_for, excluded_prompts, training_
 from sharpening.shapes.captions import corrupt, say
 from sharpening.shapes.clip_folder import save_clip_folder
 from sharpening.shapes.render import render
-from sharpening.shapes.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from sharpening.shapes.tokenizer import build_tokenizer
 from sharpening.shapes.train_vae import to_unit
 
+CLIP_CONTEXT_LENGTH = 24
+"""Tokens: the grammar's longest caption has 21."""
 MAX_LOGIT_SCALE = 25.0
 """Keeps cosines spread out: at CLIP's usual 100 every pair would score within a point of the next."""
 
@@ -30,13 +32,13 @@ def clip_config(vocab_size: int) -> dict:
     """open_clip's `model_cfg` of the shipped model."""
     return {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
         "text_cfg": {
-            "context_length": CONTEXT_LENGTH,
+            "context_length": CLIP_CONTEXT_LENGTH,
             "vocab_size": vocab_size,
             "width": 128,
             "heads": 4,
-            "layers": 3,
+            "layers": 2,
         },
     }
 
@@ -72,7 +74,7 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_clip(
-    output_dir: Path, steps: int = 750, batch_size: int = 112, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 15000
+    output_dir: Path, steps: int = 800, batch_size: int = 96, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 10000
 ) -> None:
     """Train the CLIP model on random scenes and save it in open_clip's own folder layout."""
     torch.manual_seed(seed)
@@ -94,11 +96,13 @@ def train_clip(
         rows = rng.choice(pool_size, batch_size, replace=False)
         captions, misses = [], []
         for row in rows:
-            text, claims = caption_for(scenes[row], rng, excluded)
-            captions.append(text)
+            caption, claims = caption_for(scenes[row], rng, excluded)
+            captions.append(caption)
             misses.append(say(corrupt(claims, rng), rng))
         both = captions + misses
-        tokens = tokenizer(both, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = tokenizer(
+            both, padding="max_length", truncation=True, max_length=CLIP_CONTEXT_LENGTH, return_tensors="pt"
+        ).input_ids
         same = np.array(both)[None, :] == np.array(captions)[:, None]
         same[np.arange(batch_size), np.arange(batch_size)] = False
         image = F.normalize(model.encode_image(degrade(to_unit(images[rows]), generator)), dim=-1)

@@ -7,6 +7,7 @@ learning rate is annealed to zero where the verifiers still leave clear room, so
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def build_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffus
 
 
 def encode_captions(pipeline: StableDiffusionXLPipeline, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt embeddings `[B, 32, 128]` and pooled embeddings `[B, 64]`, as the pipeline computes them, with gradient."""
+    """Prompt embeddings `[B, 32, 128]` and pooled ones `[B, 64]`, as the pipeline computes them, with gradient."""
     tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     first = pipeline.text_encoder(tokens, output_hidden_states=True)
     second = pipeline.text_encoder_2(tokens, output_hidden_states=True)
@@ -121,6 +122,15 @@ def verified(pipeline: StableDiffusionXLPipeline, guidance_scale: float, every: 
     return float(np.mean([np.mean(a) for a in answers])), float(np.mean([all(a) for a in answers]))
 
 
+def _rate_factor(taken: int, start_step: int, steps: int) -> float:
+    """Share of the peak learning rate: 5 % warm-up, then a cosine to zero; 30 steps of warm-up after a fresh start."""
+    step, warmup = start_step + taken, 0.05 * steps
+    rise = min(1.0, (taken + 1) / 30) if start_step else 1.0
+    if step < warmup:
+        return rise * (0.04 + 0.96 * step / warmup)
+    return rise * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
 def train_sdxl(
     output_dir: Path,
     vae_dir: Path,
@@ -129,24 +139,42 @@ def train_sdxl(
     lr: float = 1.5e-3,
     seed: int = 0,
     pool_size: int = 20000,
+    start_from: Path | None = None,
+    start_step: int = 0,
 ) -> None:
-    """Train text encoders and UNet on random scenes and save the pipeline folder (half precision on disk)."""
+    """Train text encoders and UNet on random scenes and save the pipeline folder every 500 steps.
+
+    Args:
+        output_dir: receives the `StableDiffusionXLPipeline` folder.
+        vae_dir: folder of the trained VAE.
+        steps: optimiser steps of the whole training; one cycle of the learning rate.
+        batch_size: captions a step.
+        lr: peak learning rate.
+        seed: seed of weights, scenes, captions and noise.
+        pool_size: scenes to draw from.
+        start_from: a folder this function saved, to go on from (with other scenes, and AdamW's state anew).
+        start_step: the step after which that folder was saved.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng([seed, 3])
+    generator = torch.Generator().manual_seed(seed + start_step)
+    rng = np.random.default_rng([seed, 3, start_step])
     excluded = excluded_prompts()
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().requires_grad_(False)
     scenes = [training_scene(rng) for _ in range(pool_size)]
     tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
     latents = torch.cat([_latents(vae, scenes[i : i + 50]) for i in range(0, pool_size, 50)])
-    pipeline = build_pipeline(vae, tokenizer)
+    if start_from is None:
+        pipeline = build_pipeline(vae, tokenizer)
+    else:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(start_from)
+        tokenizer = pipeline.tokenizer
     trained = [pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2]
     parameters = [p for module in trained for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, start_step, steps))
     started = time.monotonic()
     smooth = 1.0
-    for step in range(steps):
+    for step in range(start_step, steps):
         rows = rng.integers(0, pool_size, batch_size)
         captions = [caption_for(scenes[row], rng, excluded)[0] for row in rows]
         loss = diffusion_loss(pipeline, latents[rows], captions, generator)
@@ -155,7 +183,7 @@ def train_sdxl(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
-        smooth += (loss.item() - smooth) * max(0.02, 1 / (step + 1))
+        smooth += (loss.item() - smooth) * max(0.02, 1 / (step - start_step + 1))
         if step % 50 == 0:
             print(f"sdxl step {step} loss {smooth:.4f} ({time.monotonic() - started:.0f} s)", flush=True)
         if (step + 1) % 500 == 0 or step == steps - 1:
