@@ -25,7 +25,7 @@ HEAVY = ("torch", "ray", "diffusers", "transformers", "deepspeed", "pyarrow", "m
 def test_help_answers_in_two_seconds_from_anywhere(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     spent = []
-    for _ in range(3):  # the machine may be busy: the best of three is the script's own time
+    for _ in range(5):  # the machine may be busy: the best of five is the script's own time
         begin = time.perf_counter()
         script = [sys.executable, str(ROOT / "rayjobs" / "rlhf.py"), "--help"]
         shown = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, env=environment)
