@@ -1,5 +1,6 @@
 """Joining or starting Ray: addresses, tokens, what workers can import, and how many CPUs each process reserves."""
 
+import logging
 import os
 import secrets
 import sys
@@ -42,8 +43,8 @@ def has_token() -> bool:
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or any(place.is_file() for place in places)
 
 
-def prepare_authentication(joins: bool) -> None:
-    """Decide Ray's authentication before Ray is imported, unless `RAY_AUTH_MODE` says it already.
+def authentication(joins: bool) -> dict[str, str]:
+    """Environment that decides Ray's authentication; must be set before Ray is imported.
 
     A local `ray.init()` turns token authentication on and, where the home has no token, writes one there: from then on
     `ray start --head` asks for tokens too and a plain `ray job submit` is refused. So a local Ray of ours gets a token
@@ -52,17 +53,68 @@ def prepare_authentication(joins: bool) -> None:
 
     Args:
         joins: Whether the run joins a cluster.
+
+    Returns:
+        Variables to set; none when `RAY_AUTH_MODE` has decided already.
     """
     if os.environ.get("RAY_AUTH_MODE"):
-        return
+        return {}
     if has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    elif not joins:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        return {"RAY_AUTH_MODE": "token"}
+    return {} if joins else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def connect(options: RLHFOptions, namespace: str) -> bool:
+@dataclass(frozen=True)
+class Connection:
+    """How the run came to its Ray.
+
+    Attributes:
+        owned: Whether this run started it, and it ends with the run.
+        made: Whether this run connected to it.
+    """
+
+    owned: bool
+    made: bool
+
+    def close(self) -> None:
+        """End what this run started, leave what it joined."""
+        import ray
+
+        if self.made:
+            ray.shutdown()
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment of a process that computes on some threads.
+
+    Threads that wait by spinning starve those they wait for when processes share cores, as ours do.
+
+    Args:
+        threads: torch threads of the process.
+
+    Returns:
+        Variables for its runtime environment.
+    """
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def threads_wanted(options: RLHFOptions) -> int:
+    """Compute threads of all processes of a run.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        Their number.
+    """
+    return (
+        options.num_rollout_actors * options.rollout_threads
+        + options.num_learners * options.learner_threads
+        + options.reward_replicas * options.reward_threads
+    )
+
+
+def connect(options: RLHFOptions, namespace: str) -> Connection:
     """Join the cluster that options or environment name, or start a local Ray.
 
     Args:
@@ -70,27 +122,30 @@ def connect(options: RLHFOptions, namespace: str) -> bool:
         namespace: For the names of actors.
 
     Returns:
-        Whether this call connected, and `ray.shutdown` is therefore ours to call.
+        The connection, to be closed at the end.
 
     Raises:
         OptionError: If the cluster does not answer.
     """
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
     if "ray" not in sys.modules:
-        prepare_authentication(joins=bool(address))
+        os.environ.update(authentication(joins=bool(address)))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about hidden GPUs
     import ray
 
     if ray.is_initialized():
-        return False
+        return Connection(owned=False, made=False)
+    # Serve's own log lines would run through the progress line; what matters of them the coordinator says.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if not address:
         paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # Ray's workers inherit it
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        needed = options.num_learners + options.num_rollout_actors + options.reward_replicas
-        ray.init(num_cpus=max(machine.cpus(), needed), dashboard_host="127.0.0.1", **common)
-        return True
+        # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
+        ray.init(
+            address="local", num_cpus=max(machine.cpus(), threads_wanted(options)), dashboard_host="127.0.0.1", **common
+        )
+        return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
         common["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
@@ -102,7 +157,7 @@ def connect(options: RLHFOptions, namespace: str) -> bool:
             "ray_address", f"no Ray cluster lets us in at {address} ({lines[0] if lines else type(error).__name__})",
             "start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token",
         ) from error  # fmt: skip
-    return True
+    return Connection(owned=False, made=True)
 
 
 def reserve(options: RLHFOptions, resources: dict[str, float], gpu: bool) -> Reservations:
@@ -130,15 +185,10 @@ def reserve(options: RLHFOptions, resources: dict[str, float], gpu: bool) -> Res
             "num_learners", f"{options.num_learners} learners need as many {kind}, and the cluster has {have:g}",
             f"pass at most {have:g}",
         )  # fmt: skip
-    wanted = (
-        options.num_rollout_actors * options.rollout_threads
-        + options.num_learners * options.learner_threads
-        + options.reward_replicas * options.reward_threads
-    )
+    wanted = threads_wanted(options)
     part = min(1.0, cpus / wanted)
-    note = ""
-    if part < 1:
-        note = f"{wanted} threads share {cpus:g} CPUs: rollouts, reward and learner take turns on them"
+    real = machine.cpus() if cpus == wanted else int(cpus)  # a Ray of our own counts threads, not cores
+    note = f"{wanted} threads share {real} CPUs: rollouts, reward and learner take turns" if real < wanted else ""
     sizes = [
         max(0.01, int(part * threads * 100) / 100)
         for threads in (options.rollout_threads, options.learner_threads, options.reward_threads)

@@ -1,49 +1,30 @@
 """The coordinator: one small asyncio actor between rollout actors, learner ranks and the driver.
 
-It owns what must outlive a learner's restart (the weights' versions, the metrics) and decides nothing by itself:
-`HandOver` says which task runs when, this file carries it out with Ray. It imports no torch and never reads an
-experience, only its summary, so it costs a few megabytes and no core.
+It owns what must outlive a learner's restart: the weights' versions, the metrics, the cost account. `HandOver` says
+which task runs when, `Dispatcher` has actors carry it out. It imports no torch and never reads an experience, only
+its summary, so it costs a few megabytes and no core. All its methods are coroutines of one event loop: no two of them
+run at the same time, and none needs a lock.
 """
 
-import asyncio
-import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Share, Summary, TooManyFailures, rollout_row
+from rayjobs.runtime.dispatch import Dispatcher
+from rayjobs.runtime.experience import HandOver, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
+from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
 from sharpening.data.prompts import PromptStream
 from sharpening.evaluation.run_folder import RunFolder
-from sharpening.rewards.base import RewardUnavailable
 
-logger = logging.getLogger(__name__)
-
-REWARD, FAILED_SHARE, NOT_FINITE, DISK, INTERRUPTED, BROKEN = (
-    "reward", "failed share", "not finite", "disk", "interrupted", "broken",
-)  # fmt: skip
-SOUND = (REWARD, FAILED_SHARE, INTERRUPTED)  # after these the learner's weights are good, so it checkpoints them
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why the run must end early.
-
-    Attributes:
-        kind: One of the kinds above.
-        reason: One sentence for the user.
-    """
-
-    kind: str
-    reason: str
+SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
 
 
 @dataclass(frozen=True)
@@ -52,7 +33,7 @@ class CoordinatorSpec:
 
     Attributes:
         run: The run's name, a tag of its Prometheus metrics.
-        run_folder: Where `metrics.jsonl` is written.
+        run_folder: Where metrics and costs are written.
         prompts: Training prompts.
         run_seed: The run's seed.
         prompts_per_update: Prompts that an update learns from.
@@ -73,73 +54,44 @@ class CoordinatorSpec:
     max_failed_share: float
 
 
-@dataclass
-class _Job:
-    """A call to a rollout actor: a rollout task, or one that the driver asked for (`future` set)."""
-
-    method: str
-    task: Any
-    version: int
-    future: asyncio.Future | None = None
-
-
-@dataclass
-class _Progress:
-    """What a progress line shows."""
-
-    phase: str = "starting"
-    done: int = 0
-    total: int = 0
-    row: dict[str, Any] = field(default_factory=dict)
-
-
 class Coordinator:
-    """See the module. All methods are coroutines of one event loop: no two of them run at the same time.
+    """See the module.
 
     Args:
         spec: What it is told.
     """
 
     def __init__(self, spec: CoordinatorSpec) -> None:
-        prompt = PromptStream(spec.prompts, spec.run_seed, spec.prompts_per_update).prompt
         self._spec = spec
-        self._hand_over = HandOver(
-            prompt, spec.prompts_per_update, spec.rollout_batch_size, spec.staleness, spec.updates,
-            spec.max_failed_share,
-        )  # fmt: skip
+        self._state = RunState()
         self._versions = Versions(spec.staleness)
+        self._hand_over = HandOver(
+            PromptStream(spec.prompts, spec.run_seed, spec.prompts_per_update).prompt, spec.prompts_per_update,
+            spec.rollout_batch_size, spec.staleness, spec.updates, spec.max_failed_share,
+        )  # fmt: skip
+        self._dispatcher = Dispatcher(self._state, self._hand_over, self._versions, self._account_rollout)
         self._folder = RunFolder(Path(spec.run_folder))
         self._metrics = self._folder.metrics()
         self._cost = self._folder.read_cost()
         self._gauges = RunGauges(spec.run)
-        self._asked: list[_Job] = []
-        self._workers: list[asyncio.Task] = []
-        self._changed = asyncio.Condition()
-        self._stop: Stop | None = None
         self._attempt = 0
-        self._restarts = {"rollout": 0, "learner": 0}
         self._updates_done = 0
-        self._progress = _Progress()
-        self._events: list[str] = []
         self._finished_at = time.monotonic()
 
-    async def start(self, actors: dict[str, Any], fresh: bool) -> int:
-        """Give it the rollout actors.
+    async def start(self, actors: dict[str, Any], fresh: bool) -> None:
+        """Put the rollout actors to work.
 
         Args:
             actors: Actor handles by name.
             fresh: Whether the run starts at update 0: then rollouts need not wait for the learner, because every
                 actor has version 0, the pretrained model, loaded.
-
-        Returns:
-            Its process id.
         """
-        if fresh:
+        if fresh and self._versions.newest < 0:
             self._versions.publish(0, None)
-        self._workers = [asyncio.create_task(self._work(name, actor)) for name, actor in actors.items()]
-        return os.getpid()
+        self._dispatcher.start(actors)
+        await self._state.notify()
 
-    # -- learner ranks ------------------------------------------------------------------------------------------
+    # -- learner ranks -------------------------------------------------------------------------------------------
 
     async def begin(self, version: int, weights: dict[int, np.ndarray], rows: list[dict]) -> tuple[int, Stop | None]:
         """A learner group starts (again), at a checkpoint or at the pretrained model. Called by rank 0.
@@ -154,22 +106,21 @@ class Coordinator:
         """
         self._attempt += 1
         if self._attempt > 1:
-            self._restarts["learner"] += 1
-            self._say(
-                f"the learner group died and was restarted from update {version}; "
-                f"updates {version} to {self._updates_done} are made again"
-            )
+            self._state.restarts["learner"] += 1
+            again = f"; {self._updates_done - version} updates are made again" if self._updates_done > version else ""
+            self._state.say(f"the learner group lost a rank and was restarted at update {version}{again}")
         elif version:
-            self._say(f"resumed at update {version}")
+            self._state.say(f"resumed at update {version}")
         self._updates_done = version
-        for number in sorted({0: None, **weights} if version <= self._spec.staleness else weights):
-            buffer = weights.get(number)
+        base: dict[int, Any] = {0: None} if version <= self._spec.staleness else {}
+        for number, buffer in sorted((base | weights).items()):
             self._versions.publish(number, None if buffer is None else ray.put(buffer))
         self._hand_over.begin(version, self._attempt)
-        self._guard(lambda: self._metrics.rewrite(rows))
+        if [row["update"] for row in self._metrics.rows] != [row["update"] for row in rows]:
+            self._guard(lambda: self._metrics.rewrite(rows))
         self._finished_at = time.monotonic()
-        await self._notify()
-        return self._attempt, self._stop
+        await self._state.notify()
+        return self._attempt, self._state.stop
 
     async def next(self, attempt: int, update: int, rank: int, world: int) -> list[Share] | Stop:
         """A learner rank's experience of an update; waits until it is complete.
@@ -184,16 +135,16 @@ class Coordinator:
             Its shares in task order; the same answer (shares or stop) reaches every rank, because a complete update
             is handed out even when a stop came in between, and none completes after a stop.
         """
-        async with self._changed:
+        async with self._state.changed:
             while True:
                 if attempt != self._attempt:
-                    return Stop(BROKEN, "a newer learner group took over")
+                    return SUPERSEDED
                 shares = self._hand_over.shares(update, rank, world)
                 if shares is not None:
                     return shares
-                if self._stop:
-                    return self._stop
-                await self._changed.wait()
+                if self._state.stop:
+                    return self._state.stop
+                await self._state.changed.wait()
 
     async def finish(self, attempt: int, update: int, row: dict[str, Any], weights: np.ndarray) -> Stop | None:
         """An update was made: record it and publish its weights. Called by rank 0.
@@ -208,73 +159,57 @@ class Coordinator:
             A stop, when its metrics could not be written or the group was superseded.
         """
         if attempt != self._attempt:
-            return Stop(BROKEN, "a newer learner group took over")
+            return SUPERSEDED
         summaries = self._hand_over.summaries(update)
         now = time.monotonic()
         seconds, self._finished_at = now - self._finished_at, now
-        rollout = rollout_row(summaries, len(self._workers))
+        rollout = rollout_row(summaries, self._dispatcher.actors)
         self._versions.publish(update + 1, ray.put(weights))
         self._hand_over.consume(update)
         self._updates_done = update + 1
         merged = {
             "update": update, "version": self._hand_over.version_for(update), **rollout, **row, "seconds": seconds,
             "updates_per_second": 1 / seconds, "images_per_second": rollout["images_scored"] / seconds,
-            "restarts_rollout": self._restarts["rollout"], "restarts_learner": self._restarts["learner"],
+            "restarts_rollout": self._state.restarts["rollout"], "restarts_learner": self._state.restarts["learner"],
         }  # fmt: skip
         self._account_learner(row)
         written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
         self._gauges.set(merged)
-        self._progress = _Progress("training", update + 1, self._spec.updates, merged)
+        self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
         for slot, reason in [entry for summary in summaries for entry in summary.dropped]:
-            self._say(f"update {update}: slot {slot} was dropped ({reason}) and refilled")
-        await self._notify()
-        return None if written else self._stop
+            self._state.say(f"update {update}: slot {slot} was dropped ({reason}) and refilled")
+        await self._state.notify()
+        return None if written else self._state.stop
 
     async def rows(self) -> list[dict]:
         """Metrics of all updates made so far, one row an update."""
         return self._metrics.rows
 
-    # -- driver -------------------------------------------------------------------------------------------------
+    # -- driver --------------------------------------------------------------------------------------------------
 
-    async def ask(self, method: str, tasks: list[Any], version: int | None = None, phase: str = "") -> list[Any] | Stop:
-        """Have idle rollout actors do something else than rollouts, before these; dead actors' tasks are repeated.
+    async def ask(self, method: str, tasks: list[Any], version: int | None, phase: str) -> list[Any] | Stop:
+        """Have idle rollout actors do something before any further rollout.
 
         Args:
             method: Name of a `RolloutActor` method that takes a task, a version and its weights.
             tasks: One call each.
-            version: Weights version; the newest by default.
+            version: Weights version; `None` for the newest.
             phase: What a progress line calls it.
 
         Returns:
             One result a task, in order; a stop if the run ends before.
         """
-        version = self._versions.newest if version is None else version
-        loop = asyncio.get_running_loop()
-        jobs = [_Job(method, task, version, loop.create_future()) for task in tasks]
-        if phase:
-            self._progress = _Progress(phase, 0, len(tasks), self._progress.row)
-        self._asked.extend(jobs)
-        await self._notify()
-        results = []
-        for job in jobs:
-            while not job.future.done():  # type: ignore[union-attr]
-                if self._stop:
-                    return self._stop
-                await asyncio.wait([job.future], timeout=1)  # type: ignore[list-item]
-            results.append(job.future.result())  # type: ignore[union-attr]
-        return results
+        return await self._dispatcher.ask(method, tasks, self._versions.newest if version is None else version, phase)
 
     async def stop(self, kind: str, reason: str) -> None:
         """End the run: no further update will complete. The first reason counts.
 
         Args:
-            kind: One of this module's kinds.
+            kind: A kind of `rayjobs.runtime.state`.
             reason: One sentence for the user.
         """
-        if self._stop is None:
-            self._stop = Stop(kind, reason)
-            self._say(f"stopping: {reason}")
-        await self._notify()
+        self._state.end(kind, reason)
+        await self._state.notify()
 
     async def status(self, events_seen: int = 0) -> dict[str, Any]:
         """What the driver shows.
@@ -283,110 +218,25 @@ class Coordinator:
             events_seen: Events that the caller has already.
 
         Returns:
-            `events` (new ones), `phase`, `done`, `total`, `row` (newest metrics), `stop`, `updates_done`,
-            `attempt`, `restarts`, `version`.
+            `events` (new ones), `phase`, `done`, `total`, `row` (newest metrics), `stop`, `updates_done`, `attempt`,
+            `pid`.
         """
+        progress = self._state.progress
         return {
-            "events": self._events[events_seen:], "phase": self._progress.phase, "done": self._progress.done,
-            "total": self._progress.total, "row": self._progress.row, "stop": self._stop,
-            "updates_done": self._updates_done, "attempt": self._attempt, "restarts": dict(self._restarts),
-            "version": self._versions.newest,
+            "events": self._state.events[events_seen:], "phase": progress.phase, "done": progress.done,
+            "total": progress.total, "row": progress.row, "stop": self._state.stop,
+            "updates_done": self._updates_done, "attempt": self._attempt, "pid": os.getpid(),
         }  # fmt: skip
 
-    # -- rollout actors -----------------------------------------------------------------------------------------
-
-    async def _work(self, name: str, actor: Any) -> None:
-        """Keep one rollout actor busy until the run ends; bring it back when it died."""
-        while True:
-            job = await self._take()
-            weights = self._versions[job.version] if job.version else None  # version 0 every actor has
-            call = getattr(actor, job.method)
-            try:
-                if job.future is None:
-                    experience, summary = call.options(num_returns=2).remote(job.task, job.version, weights)
-                    await self._deliver(job, experience, await summary)
-                else:
-                    job.future.set_result(await call.remote(job.task, job.version, weights))
-                    self._progress.done += 1
-            except RayActorError:
-                await self._give_back(job)
-                if not await self._revive(name, actor):
-                    return
-            except RayTaskError as error:
-                await self._refuse(error)
-                await self._give_back(job)
-                return
-            except Exception as error:
-                await self.stop(BROKEN, f"the coordinator failed: {type(error).__name__}: {error}")
-                raise
-
-    async def _take(self) -> _Job:
-        """The next thing for an idle actor to do."""
-        async with self._changed:
-            while True:
-                if self._asked:
-                    return self._asked.pop(0)
-                task = None if self._stop else self._hand_over.take(self._versions.__contains__)
-                if task is not None:
-                    return _Job("rollout", task, task.version)
-                await self._changed.wait()
-
-    async def _deliver(self, job: _Job, experience: Any, summary: Summary) -> None:
-        """Hand a rollout over."""
-        self._account_rollout(summary)
-        try:
-            self._hand_over.deliver(job.task, experience, summary)
-        except TooManyFailures as error:
-            await self.stop(FAILED_SHARE, str(error))
-        await self._notify()
-
-    async def _give_back(self, job: _Job) -> None:
-        """Put a job first in line again."""
-        if job.future is not None:
-            self._asked.insert(0, job)
-        else:
-            assert isinstance(job.task, RolloutTask)
-            self._hand_over.give_back(job.task)
-        await self._notify()
-
-    async def _revive(self, name: str, actor: Any) -> bool:
-        """Wait until a dead actor is back; whether it is."""
-        self._restarts["rollout"] += 1
-        self._say(f"{name} died; its task goes to the next idle actor, and Ray restarts it")
-        try:
-            # Ray itself retries this call until the restarted process answers.
-            await actor.describe.options(max_task_retries=-1).remote()
-        except ActorDiedError:
-            self._say(f"{name} died too often and is given up")
-            self._workers = [task for task in self._workers if task is not asyncio.current_task()]
-            if not self._workers:
-                await self.stop(BROKEN, "every rollout actor died; see its log in the Ray dashboard")
-            return False
-        except RayTaskError as error:
-            await self._refuse(error)
-            return False
-        self._say(f"{name} is back")
-        return True
-
-    async def _refuse(self, error: RayTaskError) -> None:
-        """A rollout actor's method raised: the same task would raise again, so the run ends."""
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        if isinstance(cause, RewardUnavailable):
-            await self.stop(REWARD, f"the reward stayed down: {cause}")
-        else:
-            logger.error("a rollout actor failed", exc_info=error)
-            await self.stop(BROKEN, f"a rollout actor failed: {type(cause).__name__}: {first_line(cause)}")
-
-    # -- helpers ------------------------------------------------------------------------------------------------
+    # -- accounts ------------------------------------------------------------------------------------------------
 
     def _guard(self, write: Callable[[], None]) -> bool:
-        """Write to the run folder; a disk that refuses stops the run."""
+        """Write to the run folder; a disk that refuses ends the run."""
         try:
             write()
         except OSError as error:
-            if self._stop is None:
-                reason = error.strerror or str(error)
-                self._stop = Stop(DISK, f"metrics could not be written to {self._spec.run_folder}: {reason}")
+            reason = error.strerror or str(error)
+            self._state.end(DISK, f"metrics could not be written to {self._spec.run_folder}: {reason}")
             return False
         return True
 
@@ -410,25 +260,3 @@ class Coordinator:
 
     def _write_cost(self) -> None:
         self._folder.write_cost(self._cost)
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    def _say(self, text: str) -> None:
-        """Note an event for the driver's log, and in this actor's own."""
-        logger.warning(text)
-        self._events.append(text)
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's message, cut to its first line.
-
-    Args:
-        error: The exception.
-
-    Returns:
-        One line.
-    """
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -93,21 +92,6 @@ def without_shared_memory_op(device: str) -> None:
         return
     # The dict is made once, on first access, and DeepSpeed reads it before it builds anything.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def compiler_note() -> str:
-    """What a machine without a C++ compiler goes without.
-
-    Returns:
-        One sentence; empty where there is a compiler.
-    """
-    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        return ""
-    return (
-        "no C++ compiler here: DeepSpeed runs on torch's own AdamW and process group; what is lost is its fused "
-        "CPU Adam (optimizer offload, \"torch_adam\": false) and its shared-memory all-reduce, neither of which the "
-        "shipped configurations use"
-    )  # fmt: skip
 
 
 @contextmanager

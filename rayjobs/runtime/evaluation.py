@@ -157,7 +157,7 @@ def draw(
 def _verify(image: np.ndarray, prompt: "BenchmarkPrompt") -> tuple[bool, ...]:
     from sharpening.shapes.verifiers import verify
 
-    return tuple(bool(fact) for fact in verify(image, prompt))
+    return tuple(bool(fact) for fact in verify(image, prompt.facts))
 
 
 def results(parts: Sequence[EvaluationPart], phase: Literal["before", "after"]) -> list[PromptResult]:

@@ -48,6 +48,7 @@ class Summary:
         images_scored: Images sent to the reward.
         peak_memory: Bytes, the actor's peak so far.
         peak_gpu_memory: Bytes on its GPU, 0 without.
+        notes: What its reward had to say meanwhile, for the run's log.
     """
 
     kept: int
@@ -59,6 +60,7 @@ class Summary:
     images_scored: int
     peak_memory: int = 0
     peak_gpu_memory: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import ray.train
 
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime import checkpoints
-from rayjobs.runtime.coordinator import DISK, NOT_FINITE, SOUND, Stop, first_line
 from rayjobs.runtime.experience import Share
+from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
 
 if TYPE_CHECKING:
     from sharpening.methods.base import Experience
@@ -328,4 +328,4 @@ REMEDY = "lower --learning_rate or --beta"
 
 def _disk_reason(error: Exception) -> str:
     """What a disk refused with."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return error.strerror if isinstance(error, OSError) and error.strerror else last_line(error)

@@ -16,8 +16,8 @@ VERIFIED_RESOLUTION = 64  # pixels; the verifiers judge images of the embedded w
 UNITS = {"clip": "CLIP score (cosine × 100)"}
 
 
-class Evaluation:
-    """The evaluation of one run: its tasks, and what they found before and after.
+class Report:
+    """One run's evaluation (tasks, and what they found before and after) and the files that explain the run.
 
     Args:
         options: The run's options.

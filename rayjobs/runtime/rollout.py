@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from logging import WARNING, Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sharpening.options import SharpeningOptions
 
 if TYPE_CHECKING:
     from sharpening.methods.base import Experience
+    from sharpening.rewards.base import ScoreFn
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class RolloutSpec:
         allow_tf32: Whether matrix products may use TF32.
         method: Options of the method.
         run_seed: The run's seed.
-        score: Makes the reward callable (called in the actor's process).
+        score: The reward, pickled as what makes it (a Serve client with no connection yet).
     """
 
     pipeline: str
@@ -39,7 +41,7 @@ class RolloutSpec:
     allow_tf32: bool
     method: SharpeningOptions
     run_seed: int
-    score: Any
+    score: "ScoreFn"
 
 
 class RolloutActor:
@@ -67,7 +69,8 @@ class RolloutActor:
         self._policy.denoiser.requires_grad_(False)
         self._reference = self._policy.frozen_copy()
         self._method = RLHFSharpening(spec.method)
-        self._score = spec.score()
+        self._score = spec.score
+        self._notes = _Notes()
         self._version = 0
 
     def __repr__(self) -> str:
@@ -117,6 +120,7 @@ class RolloutActor:
             images_scored=experience.images_scored,
             peak_memory=peak_rss(),
             peak_gpu_memory=self._peak_gpu_memory(),
+            notes=[f"{self._name}: {note}" for note in self._notes.take()],
         )
         return (experience if summary.kept else None), summary
 
@@ -183,6 +187,24 @@ class RolloutActor:
         import torch
 
         return torch.cuda.max_memory_allocated() if self._spec.device == "cuda" else 0
+
+
+class _Notes(Handler):
+    """Keeps what the reward's client warns of (a replica died, it answers again), for the run's log."""
+
+    def __init__(self) -> None:
+        super().__init__(WARNING)
+        self._kept: list[str] = []
+        getLogger("reward_servers").addHandler(self)
+
+    def emit(self, record: LogRecord) -> None:
+        """Keep a record."""
+        self._kept.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """What was kept since the last time."""
+        kept, self._kept = self._kept, []
+        return kept
 
 
 def names(run: str, count: int) -> Sequence[str]:

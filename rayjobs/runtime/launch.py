@@ -1,0 +1,277 @@
+"""Starting a run's processes: coordinator, rollout actors, reward, learner group. Nothing here waits for anything."""
+
+import logging
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
+from rayjobs.errors import OptionError
+from rayjobs.options import EMBEDDED, RLHFOptions
+from rayjobs.runtime import checkpoints, cluster
+from rayjobs.runtime.state import REWARD, last_line
+from sharpening.evaluation.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 10  # of one rollout actor
+TRAIN_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@dataclass
+class Plan:
+    """What a run's processes are started with.
+
+    Attributes:
+        options: The run's options.
+        folder: The run folder.
+        name: The run's name on the dashboard.
+        namespace: Ray namespace of its actors.
+        device: `cpu` or `cuda`.
+        reserved: CPUs and GPUs of each process.
+        actors: Rollout actors by name, once started.
+    """
+
+    options: RLHFOptions
+    folder: RunFolder
+    name: str
+    namespace: str
+    device: str
+    reserved: cluster.Reservations
+    actors: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def app(self) -> str:
+        """Name of the reward's application on Serve."""
+        return f"reward-{self.name}"
+
+
+def start_coordinator(plan: Plan) -> Any:
+    """Start the coordinator, on the driver's node: it writes to the run folder.
+
+    Args:
+        plan: The run.
+
+    Returns:
+        Its handle.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
+
+    options = plan.options
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Coordinator).options(
+        name=f"sharpening/{plan.name}/coordinator", namespace=plan.namespace, num_cpus=0, scheduling_strategy=here,
+        max_concurrency=1000,
+    )  # fmt: skip
+    return actor.remote(
+        CoordinatorSpec(
+            run=plan.name, run_folder=str(plan.folder.path.resolve()), prompts=training_prompts(options),
+            run_seed=options.seed, prompts_per_update=options.prompts_per_update,
+            rollout_batch_size=options.rollout_batch_size, staleness=options.staleness,
+            updates=options.max_train_steps, max_failed_share=options.max_failed_share,
+        )
+    )  # fmt: skip
+
+
+def start_actors(plan: Plan) -> None:
+    """Start the rollout actors; they load their models while other things start.
+
+    Args:
+        plan: The run; its `actors` are filled.
+    """
+    import ray
+
+    from rayjobs.runtime.rollout import RolloutActor, RolloutSpec, names
+    from reward_servers.client import ServeScore
+
+    options = plan.options
+    spec = RolloutSpec(
+        pipeline=pipeline(options), device=plan.device, dtype="float32", threads=options.rollout_threads,
+        allow_tf32=options.allow_tf32, method=options.method_options(), run_seed=options.seed,
+        score=ServeScore(plan.app, deadline_s=options.reward_timeout),
+    )  # fmt: skip
+    for name in names(plan.name, options.num_rollout_actors):
+        actor = ray.remote(RolloutActor).options(
+            name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
+            max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": cluster.thread_environment(options.rollout_threads)},
+        )  # fmt: skip
+        plan.actors[name] = actor.remote(name, spec)
+
+
+class Reward(threading.Thread):
+    """Starts the reward on Serve, and puts the rollout actors to work once it answers.
+
+    Args:
+        plan: The run.
+        coordinator: Handle of the coordinator.
+    """
+
+    def __init__(self, plan: Plan, coordinator: Any) -> None:
+        super().__init__(name="reward", daemon=True)
+        self._plan, self._coordinator = plan, coordinator
+
+    def run(self) -> None:
+        """Start it; a failure ends the run."""
+        from reward_servers.client import start_reward_app
+        from reward_servers.options import RewardAppOptions
+
+        options, reserved = self._plan.options, self._plan.reserved
+        app = RewardAppOptions(
+            name=self._plan.app, reward=options.reward,
+            model=None if options.reward_model == EMBEDDED else options.reward_model,
+            checkpoint=options.reward_checkpoint, num_replicas=options.reward_replicas,
+            num_threads=options.reward_threads, num_cpus=reserved.reward, num_gpus=reserved.gpus[2],
+        )  # fmt: skip
+        try:
+            start_reward_app(app, timeout_s=max(180.0, options.reward_timeout))
+        except Exception as error:
+            logger.info("the reward did not start", exc_info=error)
+            self._coordinator.stop.remote(REWARD, last_line(error))
+        else:
+            self._coordinator.start.remote(self._plan.actors, options.resume_from_checkpoint is None)
+
+    def stop(self) -> None:
+        """Take the application off Serve; other applications of the cluster stay."""
+        from reward_servers.client import stop_reward_app
+
+        self.join(timeout=60)
+        try:
+            stop_reward_app(self._plan.app)
+        except Exception as error:
+            logger.info("the reward application was not removed", exc_info=error)
+
+
+class Training(threading.Thread):
+    """The learner group under Ray Train, in a thread, so that the main one can show progress and heed signals.
+
+    Args:
+        plan: The run.
+        coordinator: Handle of the coordinator.
+
+    Attributes:
+        error: What training failed with, if it did.
+    """
+
+    def __init__(self, plan: Plan, coordinator: Any) -> None:
+        super().__init__(name="training", daemon=True)
+        self._plan, self._coordinator = plan, coordinator
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Train; an error is kept for the main thread."""
+        try:
+            self._fit()
+        except BaseException as error:
+            logger.info("training ended with an error", exc_info=error)
+            self.error = error
+
+    def _fit(self) -> None:
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        from rayjobs.runtime.learner import train_loop
+
+        plan = self._plan
+        # Ray Train goes on from its own snapshot when a name is not new. Which checkpoint a resumed run starts from is
+        # decided by us instead, and a snapshot that a kill cut short must not stand in the way.
+        (plan.folder.checkpoints / TRAIN_SNAPSHOT).unlink(missing_ok=True)
+        checkpoints.prune(plan.folder.checkpoints, None)
+        resources = {"CPU": plan.reserved.learner}
+        if plan.device == "cuda":
+            resources["GPU"] = plan.reserved.gpus[1]
+        TorchTrainer(
+            train_loop,
+            train_loop_config={"spec": self._spec()},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=plan.options.num_learners, use_gpu=plan.device == "cuda", resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=checkpoints.FOLDER,
+                storage_path=str(plan.folder.path.resolve()),
+                failure_config=ray.train.FailureConfig(max_failures=plan.options.max_failures),
+                worker_runtime_env={"env_vars": cluster.thread_environment(plan.options.learner_threads)},
+            ),
+        ).fit()
+
+    def _spec(self) -> Any:
+        from rayjobs.runtime.learner import LearnerSpec
+
+        options = self._plan.options
+        config = load_deepspeed(options.deepspeed_config or default_config_path(self._plan.device))
+        resume = options.resume_from_checkpoint
+        return LearnerSpec(
+            options=options, pipeline=pipeline(options), deepspeed=resolve_deepspeed(config, options),
+            device=self._plan.device, checkpoints=str(self._plan.folder.checkpoints.resolve()),
+            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator,
+        )  # fmt: skip
+
+
+def training_prompts(options: RLHFOptions) -> list[str]:
+    """The prompts a run trains on.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        OptionError: If the file cannot be used.
+    """
+    if options.prompts == EMBEDDED:
+        from sharpening.shapes import assets
+
+        return list(assets.training_prompts())
+    from sharpening.data.prompts import PromptFileError, load_prompts
+
+    try:
+        return load_prompts(options.prompts, options.caption_column)
+    except PromptFileError as error:
+        raise OptionError("prompts", str(error), "pass another file") from error
+
+
+def pipeline(options: RLHFOptions) -> str:
+    """The pipeline as every node knows it.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        A folder, or `embedded`: that one lies inside the package, elsewhere on every node.
+    """
+    name = options.pretrained_model_name_or_path
+    if name == EMBEDDED:
+        return EMBEDDED
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(name))
+
+
+def compiler_note(device: str) -> str:
+    """What a machine without a C++ compiler goes without.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Returns:
+        One sentence; empty where there is a compiler.
+    """
+    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+        return ""
+    lost = "its fused CPU Adam (optimizer offload) and its shared-memory all-reduce for inference"
+    if device == "cuda":
+        lost = "its fused GPU Adam and optimizer offload"
+    return (
+        f"no C++ compiler here: DeepSpeed runs on torch's own AdamW and collectives, which the shipped configurations "
+        f"ask for anyway; {lost} cannot be built"
+    )

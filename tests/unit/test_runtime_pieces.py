@@ -1,0 +1,173 @@
+"""Weights on their way, checkpoints on disk, evaluation plans, progress lines, reservations; without Ray."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rayjobs.errors import OptionError
+from rayjobs.options import RLHFOptions
+from rayjobs.runtime import checkpoints, cluster, weights
+from rayjobs.runtime.evaluation import choose, plan
+from rayjobs.runtime.learner import learning_rate
+from rayjobs.runtime.progress import ProgressLine
+from sharpening.shapes.benchmark import BenchmarkPrompt
+
+
+def test_weights_travel_bit_for_bit_and_are_a_safetensors_file(tmp_path: Path) -> None:
+    state = {
+        "a": torch.randn(3, 5), "b.c": torch.randn(7).to(torch.bfloat16), "n": torch.tensor(3),
+        "empty": torch.zeros(0, 4), "strided": torch.randn(4, 6).t(),
+    }  # fmt: skip
+    buffer = weights.pack(state)
+    assert buffer.dtype == np.uint8
+    buffer.flags.writeable = False  # as it comes out of the object store
+    weights.write(buffer, tmp_path / "w.safetensors")
+    for found in (
+        weights.unpack(buffer),
+        weights.unpack(weights.read(tmp_path / "w.safetensors")),
+        load_file(tmp_path / "w.safetensors"),
+    ):
+        assert found.keys() == state.keys()
+        for name, value in state.items():
+            assert found[name].dtype == value.dtype
+            assert torch.equal(found[name], value)
+
+
+def test_only_versions_that_rollouts_can_ask_for_are_kept() -> None:
+    versions = weights.Versions(staleness=1)
+    for number in range(4):
+        versions.publish(number, f"w{number}")
+    assert [number in versions for number in range(5)] == [False, False, True, True, False]
+    versions.publish(1, "again")  # a learner went back: what came after is void
+    assert [number in versions for number in range(5)] == [False, True, False, False, False]
+    assert versions.newest == 1
+    assert versions[1] == "again"
+
+
+def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
+    rows = [{"update": 0, "loss": 0.5}]
+    for update in (2, 4, 10):
+        partial = checkpoints.partial_for(tmp_path, update)
+        partial.mkdir()
+        (partial / "engine.pt").write_bytes(b"state")
+        state = checkpoints.TrainerState(update, 1, [])
+        assert checkpoints.complete(tmp_path, state, rows) == checkpoints.path_for(tmp_path, update)
+    checkpoints.partial_for(tmp_path, 12).mkdir()
+    assert [path.name for path in checkpoints.listed(tmp_path)] == [
+        "checkpoint-000002", "checkpoint-000004", "checkpoint-000010",
+    ]  # fmt: skip
+    checkpoints.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000004", "checkpoint-000010"]
+    assert checkpoints.read(checkpoints.path_for(tmp_path, 10)) == (checkpoints.TrainerState(10, 1, []), rows)
+
+
+def test_an_existing_checkpoint_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for contents in (b"old", b"new"):
+        partial = checkpoints.partial_for(tmp_path, 2)
+        partial.mkdir()
+        (partial / contents.decode()).write_bytes(contents)
+        checkpoints.complete(tmp_path, checkpoints.TrainerState(2, 1, []), [])
+    assert sorted(path.name for path in checkpoints.path_for(tmp_path, 2).iterdir()) == [
+        "metrics.json", "new", "trainer_state.json",
+    ]  # fmt: skip
+
+
+def benchmark() -> list[BenchmarkPrompt]:
+    return [BenchmarkPrompt(f"{category}{i}", category, ()) for category in "abc" for i in range(10)]
+
+
+def test_evaluation_prompts_are_spread_over_categories() -> None:
+    chosen = choose(benchmark(), 8)
+    assert [prompt.category for _, prompt in chosen] == [*"aaa", *"bbb", *"cc"]
+    assert [index for index, _ in chosen] == [0, 3, 6, 10, 13, 16, 20, 25]
+    assert [index for index, _ in choose(benchmark(), 600)] == list(range(30))
+
+
+def test_evaluation_tasks_cover_every_prompt_at_every_scale_once() -> None:
+    chosen = choose(benchmark(), 9)
+    tasks = plan(chosen, (1.0, 3.0), steps=4, batch=4, grid=3, verify=True)
+    seen = [(task.guidance_scale, index) for task in tasks for index in task.indices]
+    assert seen == [(scale, index) for scale in (1.0, 3.0) for index, _ in chosen]
+    assert sum(len(task.keep) for task in tasks) == 3
+    assert all(not task.keep for task in tasks if task.guidance_scale == 3.0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("constant_with_warmup", [0.5, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5]),
+    ],
+)
+def test_learning_rates(scheduler: Any, expected: list[float]) -> None:
+    warmup = 0 if scheduler == "constant" else 2
+    options = RLHFOptions(lr_scheduler=scheduler, lr_warmup_steps=warmup, max_train_steps=4, learning_rate=1.0)
+    assert [learning_rate(update, options) for update in range(4)] == pytest.approx(expected)
+
+
+def status(done: int, phase: str = "training", events: tuple[str, ...] = ()) -> dict[str, Any]:
+    row = {"reward": 86.4, "reward_spread": 2.1, "loss": 0.68712, "updates_per_second": 0.25}
+    return {"events": list(events), "phase": phase, "done": done, "total": 4, "row": row}
+
+
+def test_a_log_gets_events_at_once_and_lines_now_and_then() -> None:
+    log = io.StringIO()
+    line = ProgressLine(log)
+    line.show(status(1, events=("rollout-0 died",)))
+    line.show(status(1))
+    line.show(status(2))  # too soon after the first
+    line.show(status(4))  # the last one is always said
+    assert log.getvalue().splitlines() == [
+        "rlhf: rollout-0 died",
+        "rlhf: training 1/4, reward 86.40 ± 2.10, loss 0.6871, 0.25 updates/s",
+        "rlhf: training 4/4, reward 86.40 ± 2.10, loss 0.6871, 0.25 updates/s",
+    ]
+
+
+def test_reservations_fit_the_cluster() -> None:
+    options = RLHFOptions(num_rollout_actors=2, rollout_threads=1, num_learners=1, learner_threads=2, reward_threads=1)
+    roomy = cluster.reserve(options, {"CPU": 8.0}, gpu=False)
+    assert (roomy.rollout, roomy.learner, roomy.reward, roomy.note) == (1.0, 2.0, 1.0, "")
+    tight = cluster.reserve(options, {"CPU": 2.0}, gpu=False)
+    assert 2 * tight.rollout + tight.learner + tight.reward <= 2.0
+    assert "5 threads share 2 CPUs" in tight.note
+    with pytest.raises(OptionError, match="num_learners"):
+        cluster.reserve(options.model_copy(update={"num_learners": 3}), {"CPU": 2.0}, gpu=False)
+
+
+def test_a_learner_has_more_than_half_a_gpu_to_itself() -> None:
+    options = RLHFOptions(num_rollout_actors=2, num_learners=2)
+    rollout, learner, reward = cluster.reserve(options, {"CPU": 16.0, "GPU": 2.0}, gpu=True).gpus
+    assert learner > 0.5
+    assert 2 * rollout + 2 * learner + reward <= 2.0
+    assert cluster.reserve(options, {"CPU": 16.0, "GPU": 8.0}, gpu=True).gpus == (1.0, 1.0, 1.0)
+
+
+def test_a_local_ray_leaves_no_token_in_a_clean_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not cluster.has_token()
+    assert cluster.authentication(joins=True) == {}  # a cluster without tokens, as `ray start --head` makes it here
+    ours = cluster.authentication(joins=False)
+    assert ours["RAY_AUTH_MODE"] == "token"
+    assert len(ours["RAY_AUTH_TOKEN"]) == 64
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of the home")
+    assert cluster.authentication(joins=True) == {"RAY_AUTH_MODE": "token"}
+    assert cluster.authentication(joins=False) == {"RAY_AUTH_MODE": "token"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert cluster.authentication(joins=False) == {}
+
+
+def test_the_config_that_a_resume_command_names_is_what_the_run_had(tmp_path: Path) -> None:
+    options = RLHFOptions(max_train_steps=7, output_dir=str(tmp_path))
+    assert RLHFOptions(**json.loads(json.dumps(options.config()))).max_train_steps == 7
