@@ -1,4 +1,4 @@
-"""Rebuilds the world's models: `python -m sharpening.shapes.train {vae,decoder,clip,sdxl} --output_dir DIR`."""
+"""Rebuilds the world's models: `python -m sharpening.shapes.train {vae,clip,sdxl} --output_dir DIR`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 def main() -> None:
     """Parse the command line and run one training."""
     parser = argparse.ArgumentParser(prog="python -m sharpening.shapes.train", description=__doc__)
-    parser.add_argument("model", choices=("vae", "decoder", "clip", "sdxl"))
+    parser.add_argument("model", choices=("vae", "clip", "sdxl"))
     parser.add_argument("--output_dir", type=Path, required=True, help="folder that receives the safetensors")
     parser.add_argument("--vae", type=Path, help="folder of the trained VAE (sdxl)")
     parser.add_argument(
         "--start_from",
         type=Path,
-        help="folder of a VAE whose first phase is done (vae), or all (decoder); or a pipeline (sdxl)",
+        help="folder of a VAE whose first phase is done (vae), or of a pipeline (sdxl)",
     )
     parser.add_argument("--start_step", type=int, default=0, help="steps that the --start_from pipeline has had (sdxl)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: what the shipped model was trained for)")
@@ -26,12 +26,6 @@ def main() -> None:
         from sharpening.shapes.train_vae import train_vae
 
         train_vae(args.output_dir, args.start_from, **options)
-    elif args.model == "decoder":
-        from sharpening.shapes.train_vae import finish_decoder
-
-        if args.start_from is None:
-            parser.error("decoder needs --start_from, the folder that `train vae` wrote")
-        finish_decoder(args.output_dir, args.start_from, **options)
     elif args.model == "clip":
         from sharpening.shapes.train_clip import train_clip
 

@@ -2,7 +2,7 @@
 
 A real `open_clip` model (a small ResNet, a small text transformer), contrastive over captions, with one near miss a
 caption as an extra negative (`captions.corrupt`), so that it can tell shapes, swapped colours and relations apart.
-Images are blurred and made noisy now and then: the reward is asked about clean images predicted from noisy latents.
+The image tower also learns to name what it sees, which fades out. Images are blurred and made noisy now and then: the reward is asked about clean images predicted from noisy latents.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from sharpening.shapes.benchmark import caption_for, excluded_prompts, training_
 from sharpening.shapes.captions import corrupt, say
 from sharpening.shapes.clip_folder import save_clip_folder
 from sharpening.shapes.render import render
+from sharpening.shapes.scene import COLOURS, IMAGE_SIZE, SHAPES, TEXTURES, Scene
 from sharpening.shapes.tokenizer import build_tokenizer
 from sharpening.shapes.train_vae import to_unit
 
 CLIP_CONTEXT_LENGTH = 24
 """Tokens: the grammar's longest caption has 21."""
+ATTRIBUTES = 152
+"""Bits of `attributes`: 8 colours × 4 shapes, 3 textures × 4 shapes, 9 places × 4 shapes, 9 places × 8 colours."""
 MAX_LOGIT_SCALE = 25.0
 """Keeps cosines spread out: at CLIP's usual 100 every pair would score within a point of the next."""
 
@@ -65,6 +68,26 @@ def contrastive_loss(
     return (per_image + per_text) / 2
 
 
+def attributes(scene: Scene) -> np.ndarray:
+    """What a picture shows, as a multi-hot vector: colour, texture and side of the image, each bound to its shape.
+
+    Args:
+        scene: the scene.
+
+    Returns:
+        float32 `[ATTRIBUTES]`.
+    """
+    bits = np.zeros(ATTRIBUTES, np.float32)
+    for thing in scene.things:
+        shape = SHAPES.index(thing.shape)
+        horizontal = 0 if thing.x < IMAGE_SIZE / 2 - 8 else 1 if thing.x > IMAGE_SIZE / 2 + 8 else 2
+        vertical = 0 if thing.y < IMAGE_SIZE / 2 - 8 else 1 if thing.y > IMAGE_SIZE / 2 + 8 else 2
+        colour, place = list(COLOURS).index(thing.colour), 3 * vertical + horizontal
+        bits[[colour * 4 + shape, 32 + TEXTURES.index(thing.texture) * 4 + shape]] = 1
+        bits[[44 + place * 4 + shape, 80 + place * 8 + colour]] = 1
+    return bits
+
+
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Blur a third of the images and add noise to another third; `[B, 3, H, W]` in [-1, 1]."""
     blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
@@ -74,7 +97,7 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_clip(
-    output_dir: Path, steps: int = 800, batch_size: int = 96, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 10000
+    output_dir: Path, steps: int = 700, batch_size: int = 96, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 10000
 ) -> None:
     """Train the CLIP model on random scenes and save it in open_clip's own folder layout."""
     torch.manual_seed(seed)
@@ -86,8 +109,12 @@ def train_clip(
     tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
     config = clip_config(len(tokenizer))
     model = open_clip.CLIP(**config)
+    # Without it shapes stay unlearnt for a long time: neither tower can use what the other does not say yet.
+    teacher = torch.nn.Linear(config["embed_dim"], ATTRIBUTES)
+    shown = torch.from_numpy(np.stack([attributes(scene) for scene in scenes]))
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
+    plain += list(teacher.parameters())
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
@@ -105,9 +132,12 @@ def train_clip(
         ).input_ids
         same = np.array(both)[None, :] == np.array(captions)[:, None]
         same[np.arange(batch_size), np.arange(batch_size)] = False
-        image = F.normalize(model.encode_image(degrade(to_unit(images[rows]), generator)), dim=-1)
+        features = model.encode_image(degrade(to_unit(images[rows]), generator))
+        image = F.normalize(features, dim=-1)
         text, wrong = F.normalize(model.encode_text(tokens), dim=-1).chunk(2)
-        loss = contrastive_loss(image, text, wrong, torch.from_numpy(same), model.logit_scale.exp())
+        contrast = contrastive_loss(image, text, wrong, torch.from_numpy(same), model.logit_scale.exp())
+        named = F.binary_cross_entropy_with_logits(teacher(features), shown[rows]) * ATTRIBUTES / 4
+        loss = contrast + named * max(0.0, 1 - step / (0.8 * steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,7 +149,7 @@ def train_clip(
             right = (image * text).sum(-1)
             wins = (right > (image * wrong).sum(-1)).float().mean()
             print(
-                f"clip step {step} loss {loss.item():.4f} true pairs {100 * right.mean().item():.1f} "
+                f"clip step {step} loss {contrast.item():.4f} named {named.item():.4f} true pairs {100 * right.mean().item():.1f} "
                 f"right before near miss {wins.item():.3f} ({time.monotonic() - started:.0f} s)",
                 flush=True,
             )

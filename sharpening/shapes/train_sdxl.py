@@ -160,6 +160,7 @@ def train_sdxl(
     rng = np.random.default_rng([seed, 3, start_step])
     excluded = excluded_prompts()
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().requires_grad_(False)
+    vae.register_to_config(_name_or_path=vae_dir.name)  # the folder's own name: no path of this machine is saved
     scenes = [training_scene(rng) for _ in range(pool_size)]
     tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
     latents = torch.cat([_latents(vae, scenes[i : i + 50]) for i in range(0, pool_size, 50)])

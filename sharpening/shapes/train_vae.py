@@ -80,27 +80,6 @@ def train_vae(output_dir: Path, start_from: Path | None = None, seed: int = 0, s
     save_vae(vae, pool, output_dir)
 
 
-def finish_decoder(output_dir: Path, start_from: Path, seed: int = 0, steps: int = 900) -> None:
-    """Train the decoder alone on pictures with many dots, the detail it learns last; the latents stay what they are.
-
-    Args:
-        output_dir: receives the folder.
-        start_from: what `train_vae` wrote; a diffusion model trained on its latents fits the result too.
-        seed: seed of scenes.
-        steps: optimiser steps.
-    """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 4])
-    vae = AutoencoderKL.from_pretrained(start_from)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    scenes = [random_scene(rng) for _ in range(9000)]
-    scenes = [s for s in scenes if rng.random() < 0.3 or any(t.texture == "dotted" for t in s.things)]
-    pool = np.stack([render(scene, supersample=3) for scene in scenes])
-    _phase(vae, pool, rng, steps, lr=1e-3, object_weight=3.0)
-    vae.save_pretrained(output_dir, safe_serialization=True)
-
-
 def _phase(
     vae: AutoencoderKL,
     pool: np.ndarray,
