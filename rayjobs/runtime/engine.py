@@ -94,6 +94,23 @@ def without_shared_memory_op(device: str) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def apply_gradients(engine: Any) -> float:
+    """The optimizer step of an update, after its last backward pass.
+
+    Args:
+        engine: DeepSpeed's engine.
+
+    Returns:
+        Norm of the gradient before clipping, over all ranks.
+    """
+    # ZeRO's and bf16's optimizers tell the norm after the step; plain fp32 (stage 0) never does.
+    plain = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    before = torch.nn.utils.get_total_norm(plain) if engine.zero_optimization_stage() == 0 and plain else None
+    engine.step()
+    told = engine.get_global_grad_norm()
+    return float(told if told is not None else before if before is not None else 0.0)
+
+
 @contextmanager
 def whole_weights(engine: Any) -> Iterator[None]:
     """Make every parameter whole on this rank while a block runs (ZeRO 3 keeps only a part of each).

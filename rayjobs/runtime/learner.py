@@ -189,7 +189,7 @@ class Learner:
 
     def _learn(self, experience: "Experience") -> dict[str, Any] | Stop:
         """Forward and backward over the share, then one optimiser step; a stop when something is not finite."""
-        from rayjobs.runtime.engine import memory
+        from rayjobs.runtime.engine import apply_gradients, memory
         from sharpening.updates import mean_metrics, micro_batches
 
         options, module, engine = self.spec.options, self._module, self._engine
@@ -205,11 +205,12 @@ class Learner:
             collected.append((dict(module.metrics), weight))
             # Equal passes: DeepSpeed's division by their number is the mean over the update's groups.
             engine.backward(loss)
-            if index == len(batches) - 1 and not self._all(finite):
-                return Stop(NOT_FINITE, f"the loss of update {self.update} is not finite; {REMEDY}")
-            engine.step()
+            if index < len(batches) - 1:
+                engine.step()  # only counts the pass
+        if not self._all(finite):
+            return Stop(NOT_FINITE, f"the loss of update {self.update} is not finite; {REMEDY}")
         metrics = self._mean(mean_metrics(collected))
-        grad_norm = float(engine.get_global_grad_norm() or 0.0)
+        grad_norm = apply_gradients(engine)
         if not self._all(math.isfinite(grad_norm)):
             return Stop(NOT_FINITE, f"the gradient of update {self.update} is not finite; {REMEDY}")
         own = {"grad_norm": grad_norm, "learning_rate": rate, "nfe_learn": self._sum(module.policy.nfe - nfe)}
