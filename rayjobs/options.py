@@ -245,6 +245,9 @@ class RLHFOptions(BaseModel):
     eval_prompts: int = option(
         600, "evaluation", "prompts", "benchmark prompts, spread over the categories", resume=False, ge=2
     )
+    eval_other_prompts: int = option(
+        150, "evaluation", "prompts", "how many of them at the other guidance scales", resume=False, ge=2
+    )
     eval_steps: int | None = option(
         None, "evaluation", "denoising steps", "sampler steps of evaluation images", "T", "rollout_steps",
         resume=False, ge=1,

@@ -100,11 +100,14 @@ def _tasks(options: RLHFOptions) -> list[EvaluationTask]:
     """The run's evaluation, cut into tasks as large as a rollout's batch of images."""
     from sharpening.shapes import assets
 
-    chosen = choose(assets.benchmark(), options.eval_prompts)
+    benchmark = assets.benchmark()
+    chosen = choose(benchmark, options.eval_prompts)
+    fewer = choose(benchmark, min(options.eval_prompts, options.eval_other_prompts))
+    own, *others = options.guidance_scales
     batch = options.rollout_batch_size * options.branches
     steps = options.eval_steps or options.rollout_steps
     verify = options.resolution in (None, VERIFIED_RESOLUTION)
-    return plan(chosen, options.guidance_scales, steps, batch, GRID, verify)
+    return [*plan(chosen, (own,), steps, batch, GRID, verify), *plan(fewer, others, steps, batch, 0, verify)]
 
 
 def _read(path: Path, wanted: set[tuple[int, float]]) -> list[PromptResult]:
