@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -271,6 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"bench: {time.monotonic() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
 
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # or the processes that it started would stay behind
     try:
         plan, options = read_options(sys.argv[1:] if argv is None else argv)
         load, threads = os.getloadavg()[0], use_same_cores(options)
