@@ -192,7 +192,16 @@ def test_shipped_deepspeed_file_is_found_from_anywhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("visible", "installed", "count"),
-    [(None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0,2", 4, 2), ("0,7,1", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0", 0, 0)],
+    [
+        (None, 4, 4),
+        ("", 4, 0),
+        ("-1", 4, 0),
+        ("0,2", 4, 2),
+        ("0,7,1", 4, 1),
+        ("GPU-a,GPU-b", 4, 2),
+        ("GPU-a,GPU-b", 1, 1),
+        ("0", 0, 0),
+    ],
 )
 def test_visible_gpus(monkeypatch, visible, installed, count):
     monkeypatch.setattr(machine, "installed_gpus", lambda: installed)
