@@ -14,6 +14,11 @@ from rayjobs.options import RLHFOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PATIENCE = {  # on a busy machine importing torch can take a minute, which is no failure
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hidden GPUs
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def connect(options: RLHFOptions, namespace: str) -> Connection:
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
     if "ray" not in sys.modules:
         os.environ.update(authentication(joins=bool(address)))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about hidden GPUs
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -142,9 +148,10 @@ def connect(options: RLHFOptions, namespace: str) -> Connection:
         paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # Ray's workers inherit it
         # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
-        ray.init(
-            address="local", num_cpus=max(machine.cpus(), threads_wanted(options)), dashboard_host="127.0.0.1", **common
-        )
+        # No dashboard: it is ten processes, and ends with the run. `ray start --head` brings one to stay.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        cpus = max(machine.cpus(), threads_wanted(options))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
