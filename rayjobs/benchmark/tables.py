@@ -113,7 +113,8 @@ def _memory(found: Mapping[str, Any]) -> Section:
         for kind, label in labels.items():
             if kind in growth[name]:
                 cells = (number(by_n[n][kind] / MIB) for n in sizes)
-                target = _target(found["memory"], "≤") if (name, kind) == ("sharpening", found["memory"]["decides"]) else ""
+                decides = name == "sharpening" and kind == found["memory"]["decides"]
+                target = _target(found["memory"], "≤") if decides else ""
                 rows.append((f"{name}: {label}", *cells, f"{growth[name][kind]:.3f}", target))
     note = (
         "A fresh process each, which loads the model, and learns twice from an experience that another process "
