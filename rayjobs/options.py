@@ -126,6 +126,10 @@ class RLHFOptions(BaseModel):
         "η",
         ge=0,
     )
+    winner_weight: float = option(
+        METHOD.winner_weight, "method", "1 / mean squared error",
+        "weight of Eq. 9's supervised error on the winner beside the preference loss", "α", ge=0,
+    )  # fmt: skip
     rollout_steps: int = option(
         METHOD.rollout_steps, "method", "denoising steps", "sampler steps of a rollout", "T", ge=1
     )
@@ -145,6 +149,10 @@ class RLHFOptions(BaseModel):
         "K",
         ge=1,
     )
+    selection: Literal["prompt", "timestep"] = option(
+        METHOD.selection, "method", "-",
+        "one winner and loser a prompt, by the reward over all its timesteps, or each timestep its own", "τ̂",
+    )  # fmt: skip
     latents_per_prompt: int = option(
         METHOD.latents_per_prompt, "method", "latents",
         "clean latents a prompt: 0 for one a branch, 1 as in the paper's text", "x_0", ge=0,
@@ -174,7 +182,7 @@ class RLHFOptions(BaseModel):
         None, "reward", "file or pretrained tag", "weights for an architecture name", shown="the model's own"
     )
     reward_replicas: int = option(1, "reward", "processes", "Ray Serve replicas of the reward", resume=False, ge=1)
-    reward_threads: int = option(2, "reward", "CPU threads", "threads of a reward replica", ge=1)
+    reward_threads: int = option(1, "reward", "CPU threads", "threads of a reward replica", ge=1)
     reward_timeout: float = option(
         120.0, "reward", "seconds", "how long a reward may stay down before the run stops", resume=False, gt=0
     )
@@ -202,7 +210,7 @@ class RLHFOptions(BaseModel):
         TRAINING.learning_rate, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0
     )
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = option(
-        "constant_with_warmup", "optimiser", "-", "shape of the learning rate over the updates"
+        "cosine", "optimiser", "-", "shape of the learning rate over the updates"
     )
     lr_warmup_steps: int = option(
         TRAINING.lr_warmup_steps, "optimiser", "updates", "updates over which the learning rate rises", ge=0

@@ -43,10 +43,13 @@ class SharpeningOptions:
         loss: "dpo_margin" (Eq. 11), "dpo" (no margin) or "rebel" (regression on the reward gap).
         beta: β, strength of the log ratio; errors are per-element means.
         reward_scale: η, what one unit of reward gap adds to the margin (0: plain DPO).
+        winner_weight: α, weight of Eq. 9's supervised error on the winner beside the preference loss (0: none).
         rollout_steps: sampler steps of a generated image; also the grid branches walk on.
         guidance_scale: classifier-free guidance of rollouts and branches (1: none).
         loss_guidance_scale: guidance of the prediction inside the loss (1: the conditional prediction alone).
         timesteps_per_rollout: K, timesteps at which one generated image is branched, stratified over the grid.
+        selection: "prompt": one winner and one loser a prompt, by the path reward over all its K timesteps; "timestep":
+            each timestep picks its own (at high noise the branches' predictions hardly differ, so it picks by chance).
         latents_per_prompt: generated x_0 per prompt: 0 = one a branch, 1 = one shared by all (the paper's text).
         branch_noise: "shared" by the branches of a (prompt, timestep), "fresh" for each, or the branch's "own"
             sampling noise.
@@ -59,12 +62,14 @@ class SharpeningOptions:
     branch_steps: int = 1
     temperature: float = 0.0
     loss: Literal["dpo_margin", "dpo", "rebel"] = "dpo_margin"
-    beta: float = 300.0
+    beta: float = 200.0
     reward_scale: float = 0.0
-    rollout_steps: int = 20
+    winner_weight: float = 0.0
+    rollout_steps: int = 12
     guidance_scale: float = 1.0
     loss_guidance_scale: float = 1.0
     timesteps_per_rollout: int = 4
+    selection: Literal["prompt", "timestep"] = "prompt"
     latents_per_prompt: int = 0
     branch_noise: Literal["shared", "own", "fresh"] = "shared"
     target: Literal["initial", "state"] = "initial"
@@ -81,6 +86,7 @@ class SharpeningOptions:
         _require(_nonnegative(self.temperature), "temperature", "must be a finite number; pass 0 or more")
         _require(_nonnegative(self.beta) and self.beta > 0, "beta", "must be a finite number; pass one above 0")
         _require(_nonnegative(self.reward_scale), "reward_scale", "must be a finite number; pass 0 or more")
+        _require(_nonnegative(self.winner_weight), "winner_weight", "must be a finite number; pass 0 or more")
         _require(_nonnegative(self.guidance_scale), "guidance_scale", "must be a finite number; pass 1 for no guidance")
         _require(_nonnegative(self.loss_guidance_scale), "loss_guidance_scale", "must be a finite number of 0 or more")
         _require(self.rollout_steps >= 1, "rollout_steps", "is below 1; pass 1 or more")
@@ -115,6 +121,7 @@ class SharpeningOptions:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "loss": ("dpo_margin", "dpo", "rebel"),
+    "selection": ("prompt", "timestep"),
     "branch_noise": ("shared", "own", "fresh"),
     "target": ("initial", "state"),
     "rollout_precision": ("fp32", "bf16"),
@@ -148,10 +155,10 @@ class TrainingOptions:
 
     updates: int = 30
     prompts_per_update: int = 24
-    rollout_batch_size: int = 8
+    rollout_batch_size: int = 6
     train_batch_size: int = 32
-    learning_rate: float = 3e-5
-    lr_warmup_steps: int = 0
+    learning_rate: float = 1e-4
+    lr_warmup_steps: int = 3
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     adam_weight_decay: float = 0.0

@@ -129,11 +129,15 @@ class RLHFSharpening:
         else:
             formula = {"dpo_margin": losses.dpo_margin, "rebel": losses.rebel}[options.loss]
             loss = formula(winner, loser, reward_w, reward_l, options.beta, options.reward_scale)
-        value = loss.mean()
+        # Eq. 9 on the winner: keeps its likelihood up where the pair alone would only push the loser's down.
+        states = mask[:, 0] / mask[:, 0].sum(-1, keepdim=True)
+        anchor = losses.sft(error[:, :1], torch.ones_like(error[:, :1, 0]), states)
+        value = (loss + options.winner_weight * anchor).mean()
         metrics = {
             "loss": value,
             "accuracy": (winner > loser).float().mean(),
             "reward_gap": (reward_w - reward_l).mean(),
+            "winner_error": anchor.mean(),
             "log_ratio_winner": winner.mean(),
             "log_ratio_loser": loser.mean(),
             "reward": experience.path_rewards.mean(),
@@ -224,6 +228,8 @@ class RLHFSharpening:
         start = torch.tensor([b * repeats + k for b in kept for k in range(repeats)], dtype=torch.long)
         rewards, mask = rewards[start], trajectories.mask.cpu()[start]
         path_reward = path_rewards(rewards, mask)
+        if options.selection == "prompt":  # Eq. 8 over all K timesteps: the K short paths are pieces of one
+            path_reward = path_reward.unflatten(0, (len(kept), repeats)).mean(1).repeat_interleave(repeats, dim=0)
         pair = torch.stack(select(path_reward, options.temperature, self._gumbel(seeds, kept)), dim=1)  # (G, 2)
         rows, columns = start[:, None].to(x0.device), pair.to(x0.device)
         x_t, timesteps = trajectories.x_t[rows, columns], trajectories.timesteps[start.to(x0.device)]
@@ -253,8 +259,11 @@ class RLHFSharpening:
         options = self.options
         if options.temperature == 0:
             return None
+        together = options.selection == "prompt"
         draws = [
-            generator(seeds.run_seed, "select", seeds.update, seeds.slots[b], k).gumbel(size=(2, options.branches))
+            generator(seeds.run_seed, "select", seeds.update, seeds.slots[b], 0 if together else k).gumbel(
+                size=(2, options.branches)
+            )
             for b in kept
             for k in range(options.timesteps_per_rollout)
         ]
