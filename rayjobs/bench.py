@@ -107,7 +107,10 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "RLHFOptions"
     if options.mixed_precision != "no":
         raise OptionError("mixed_precision", "the in-process loop learns in fp32 alone", "leave it out")
     os.environ.pop("RAY_ADDRESS", None)
-    job = {"skip_evaluation": True, "max_train_steps": plan.updates}
+    # A constant rate is what both sides have: they then make the same updates, not only as many.
+    job = {
+        "skip_evaluation": True, "max_train_steps": plan.updates, "lr_scheduler": "constant", "lr_warmup_steps": 0
+    }  # fmt: skip
     return plan, validate(options.model_copy(update=job))
 
 

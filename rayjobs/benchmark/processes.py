@@ -49,7 +49,7 @@ class TorchProcess:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rayjobs.benchmark.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, text=True, env=environment(),
+            stderr=self._errors, text=True, env=environment(), start_new_session=True,
         )  # fmt: skip
         self._send({"config": options.config(), "threads": threads, "device": device_of(options)})
 
@@ -134,8 +134,9 @@ def run_ray_job(options: RLHFOptions, updates: int, folder: Path, say: Callable[
         "--max_train_steps", str(updates), "--skip_evaluation", "--checkpointing_steps", str(updates),
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment()
-    )
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment(),
+        start_new_session=True,  # Ctrl-C reaches it once, from here, and what ends its Ray does not reach us
+    )  # fmt: skip
     assert process.stderr is not None
     try:
         for line in process.stderr:
