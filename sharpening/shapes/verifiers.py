@@ -23,6 +23,8 @@ MIN_AREA = 36
 """Regions of fewer pixels are crumbs, not things."""
 MIN_OVERLAP = 0.68
 """A region whose best template overlaps less (intersection over union) has no shape."""
+SHAPE_AREA = {"circle": 3.14, "square": 3.17, "triangle": 2.05, "cross": 2.72}
+"""Area of each shape at radius 1 (`render.shape_mask`)."""
 FOREGROUND_DISTANCE = 48.0
 """Euclidean RGB distance from the background beyond which a pixel belongs to a thing."""
 DARK_SHARE = (0.09, 0.75)
@@ -44,6 +46,11 @@ class Found:
     x: float
     y: float
     area: float
+
+    @property
+    def size(self) -> float:
+        """Squared radius in pixels: the area relative to the shape's at radius 1, so that shapes compare."""
+        return self.area / SHAPE_AREA.get(self.shape or "", 2.8)
 
 
 def verify(image: np.ndarray, facts: Sequence[Fact]) -> tuple[bool, ...]:
@@ -89,7 +96,7 @@ def _holds(fact: Fact, matched: Sequence[Found | None], count: int, background: 
     if other is None:
         return False
     if fact.kind == "larger":
-        ratio = thing.area / other.area
+        ratio = thing.size / other.size
         return ratio >= LARGER_AREA_RATIO if fact.value == "yes" else ratio <= 1 / LARGER_AREA_RATIO
     return relation_of(thing, other) == fact.value
 

@@ -372,9 +372,30 @@ def test_cat_refuses_different_updates_and_versions(policy, brightness):
 
 def test_gumbel_noise_is_each_prompts_own(policy, brightness):
     """Selection above λ = 0 draws from (update, slot, timestep), so a dropped prompt shifts nobody's draw."""
-    method = RLHFSharpening(replace(OPTIONS, temperature=1.0))
+    method = RLHFSharpening(replace(OPTIONS, temperature=1.0, selection="timestep"))
     seeds = Seeds(11, 5, (4, 5, 6))
     all_three, without = method._gumbel(seeds, [0, 1, 2]), method._gumbel(seeds, [0, 2])
     assert torch.equal(all_three[[0, 1, 2, 6, 7, 8]], without)
     expected = generator(11, "select", 5, 6, 1).gumbel(size=(2, 3))
     assert np.array_equal(all_three[7].numpy(), expected)
+    together = RLHFSharpening(replace(OPTIONS, temperature=1.0))._gumbel(seeds, [0, 1, 2])
+    assert torch.equal(together[0], together[2])  # one draw a prompt
+    assert not torch.equal(together[2], together[3])
+
+
+def test_a_winner_is_one_for_all_timesteps_of_a_prompt_or_one_for_each(policy, brightness):
+    together = collect(policy, brightness, replace(OPTIONS, selection="prompt"))
+    apart = collect(policy, brightness, replace(OPTIONS, selection="timestep"))
+    own = apart.path_rewards.view(4, 3, 3)
+    shared = together.path_rewards.view(4, 3, 3)
+    torch.testing.assert_close(shared, own.mean(1, keepdim=True).expand(4, 3, 3))
+    torch.testing.assert_close(together.reward[:, 0].view(4, 3), own.mean(1).amax(-1)[:, None].expand(4, 3))
+    torch.testing.assert_close(apart.reward[:, 1], own.flatten(0, 1).amin(-1))
+
+
+def test_the_winner_weight_adds_equation_9_on_the_winner(policy, brightness):
+    experience = collect(policy, brightness, replace(OPTIONS, branch_steps=1))
+    plain = RLHFSharpening(replace(OPTIONS, branch_steps=1)).loss(policy, experience).value
+    anchored = RLHFSharpening(replace(OPTIONS, branch_steps=1, winner_weight=7.0)).loss(policy, experience).value
+    # The policy is still the reference, whose errors the experience holds.
+    torch.testing.assert_close(anchored, plain + 7.0 * experience.reference_error[:, 0].mean())
