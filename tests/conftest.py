@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from sharpening.policies.sdxl import SDXLPolicy
     from sharpening.rewards.base import Scores
+
+if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported; left alone, a local Ray writes a token into the home
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def build_tokenizer(model_max_length: int = 16):  # noqa: ANN201

@@ -1,6 +1,5 @@
 """Joining or starting Ray: addresses, tokens, what workers can import, and how many CPUs each process reserves."""
 
-import logging
 import os
 import secrets
 import sys
@@ -49,7 +48,7 @@ def has_token() -> bool:
 
 
 def authentication(joins: bool) -> dict[str, str]:
-    """Environment that decides Ray's authentication; must be set before Ray is imported.
+    """Environment that decides Ray's authentication.
 
     A local `ray.init()` turns token authentication on and, where the home has no token, writes one there: from then on
     `ray start --head` asks for tokens too and a plain `ray job submit` is refused. So a local Ray of ours gets a token
@@ -67,6 +66,19 @@ def authentication(joins: bool) -> dict[str, str]:
     if has_token():
         return {"RAY_AUTH_MODE": "token"}
     return {} if joins else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def use(variables: dict[str, str]) -> None:
+    """Set what `authentication` chose.
+
+    Args:
+        variables: Environment variables.
+    """
+    os.environ.update(variables)
+    if variables and "ray" in sys.modules:
+        from ray._raylet import Config
+
+        Config.initialize("")  # it read the environment when it was imported; Ray itself has it read again this way
 
 
 @dataclass(frozen=True)
@@ -133,16 +145,13 @@ def connect(options: RLHFOptions, namespace: str) -> Connection:
         OptionError: If the cluster does not answer.
     """
     address = options.ray_address or os.environ.get("RAY_ADDRESS")
-    if "ray" not in sys.modules:
-        os.environ.update(authentication(joins=bool(address)))
+    use(authentication(joins=bool(address)))
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return Connection(owned=False, made=False)
-    # Serve's own log lines would run through the progress line; what matters of them the coordinator says.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if not address:
         paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -18,6 +18,7 @@ from sharpening.evaluation.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 10  # of one rollout actor
+REWARD_START_S = 600.0  # for a replica to load on a busy machine; one that fails to is noticed at once
 TRAIN_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -122,6 +123,8 @@ class Reward(threading.Thread):
         from reward_servers.client import start_reward_app
         from reward_servers.options import RewardAppOptions
 
+        # Serve's own lines would run through the progress line; what matters of them the coordinator says.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         options, reserved = self._plan.options, self._plan.reserved
         app = RewardAppOptions(
             name=self._plan.app, reward=options.reward,
@@ -130,7 +133,7 @@ class Reward(threading.Thread):
             num_threads=options.reward_threads, num_cpus=reserved.reward, num_gpus=reserved.gpus[2],
         )  # fmt: skip
         try:
-            start_reward_app(app, timeout_s=max(180.0, options.reward_timeout))
+            start_reward_app(app, timeout_s=REWARD_START_S)
         except Exception as error:
             logger.info("the reward did not start", exc_info=error)
             self._coordinator.stop.remote(REWARD, last_line(error))

@@ -1,0 +1,156 @@
+"""Real runs on Ray, Serve, Train and DeepSpeed: what the number of processes may not change, and what it may."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayjobs.runtime import checkpoints
+from rayjobs.runtime.driver import run
+from tests import runs
+from tests.runs import Models, local_ray, models, undisturbed
+
+__all__ = ["local_ray", "models", "undisturbed"]  # fixtures
+
+
+def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
+    runs.check_whole(undisturbed)
+    for name in ("config.json", "versions.json", "cost.json", "summary.json", "metrics.parquet", "reward_curve.png"):
+        assert (undisturbed / name).stat().st_size > 0
+    rows = runs.curve(undisturbed)
+    assert [row["version"] for row in rows] == list(range(runs.UPDATES))
+    assert len({row["loss"] for row in rows}) == runs.UPDATES  # the weights moved, and the prompts with them
+    cost = json.loads((undisturbed / "cost.json").read_text())
+    images = 4 * 2 * 3  # prompts, timesteps, branches
+    generate, branch, pairs = 4 * 3 * 4, images, 4 * 2 * 2
+    assert cost["images_scored"] == runs.UPDATES * images
+    assert cost["nfe"]["training"] == runs.UPDATES * (generate + branch + pairs + pairs)
+    assert [path.name for path in checkpoints.listed(undisturbed / "checkpoints")] == [
+        "checkpoint-000004", "checkpoint-000006",
+    ]  # fmt: skip
+
+
+def test_the_final_pipeline_holds_the_learnt_weights(undisturbed: Path, models: Models) -> None:
+    from safetensors.torch import load_file
+
+    name = Path("unet") / "diffusion_pytorch_model.safetensors"
+    before, after = load_file(models.pipeline / name), load_file(undisturbed / "pipeline" / name)
+    moved = max(float((after[key] - before[key]).abs().max()) for key in before)
+    assert 1e-4 < moved < 1e-1
+    newest = checkpoints.listed(undisturbed / "checkpoints")[-1]
+    state = torch.load(newest / "engine" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    assert all(torch.equal(state[f"denoiser.{key}"], value) for key, value in after.items())
+
+
+def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None:
+    from sharpening.data.prompts import PromptStream
+    from sharpening.loop import train_in_process
+    from sharpening.methods.rlhf import RLHFSharpening
+    from sharpening.options import TrainingOptions
+    from sharpening.policies import load_policy
+    from sharpening.rewards.clip import ClipScorer
+
+    options = runs.options(models, undisturbed.parent / "not-made")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        training = TrainingOptions(
+            updates=runs.UPDATES, prompts_per_update=options.prompts_per_update,
+            rollout_batch_size=options.rollout_batch_size, train_batch_size=options.train_batch_size,
+            learning_rate=options.learning_rate, lr_warmup_steps=options.lr_warmup_steps,
+            adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, max_grad_norm=options.max_grad_norm,
+        )  # fmt: skip
+        expected = train_in_process(
+            load_policy(models.pipeline), RLHFSharpening(options.method_options()), ClipScorer(str(models.clip)),
+            PromptStream(runs.PROMPTS, options.seed, options.prompts_per_update), training,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    found = runs.curve(undisturbed)
+    for name in ("reward", "loss", "learning_rate"):
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=2e-4)
+    assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=1e-2)
+
+
+def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+    folder = run(
+        runs.options(
+            models, tmp_path / "run", num_learners=2, train_batch_size=2, num_rollout_actors=2, max_train_steps=3,
+            deepspeed_config=runs.ROOT / "cluster" / "deepspeed_zero2.json",
+        )
+    )  # fmt: skip
+    runs.check_whole(folder, 3)
+    expected, found = runs.curve(undisturbed)[:3], runs.curve(folder)
+    assert found[0]["reward"] == expected[0]["reward"]  # version 0: the same images
+    for name, tolerance in {"reward": 1e-3, "loss": 1e-3, "grad_norm": 2e-2, "accuracy": 0.3}.items():
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=tolerance)
+    shards = checkpoints.listed(folder / "checkpoints")[-1] / "engine"
+    assert len(list(shards.glob("*optim_states.pt"))) == 2
+
+
+def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(
+    models: Models, local_ray: None, tmp_path: Path
+) -> None:
+    stale = {"staleness": 1, "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json"}
+    assert threading.current_thread() is threading.main_thread()
+    first = tmp_path / "interrupted"
+    saboteur = runs.Saboteur(first, [(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    with pytest.raises(KeyboardInterrupt):
+        run(runs.options(models, first, **stale))
+    saboteur.finish()
+    made = len(runs.curve(first))
+    assert 2 <= made < runs.UPDATES
+    newest = checkpoints.listed(first / "checkpoints")[-1]
+    assert newest.name == f"checkpoint-{made:06d}"
+    assert list(newest.glob("version-*.safetensors"))  # the version that the next rollouts lag behind to
+    run(runs.options(models, first, **stale, resume_from_checkpoint=newest))
+    second = run(runs.options(models, tmp_path / "at-once", **stale, num_rollout_actors=2))
+    for folder in (first, second):
+        runs.check_whole(folder)
+    assert [row["version"] for row in runs.curve(second)] == [0, 0, 1, 2, 3, 4]
+    assert runs.curve(first) == runs.curve(second)
+
+
+def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    folder = tmp_path / "run"
+    evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
+    arguments = runs.flags(models, folder, num_rollout_actors=2, **evaluation)
+    process = runs.start_process(arguments, home)
+    try:
+        runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= 3, "three updates")
+        assert process.poll() is None, process.communicate()[0]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(runs.curve(folder)) < runs.UPDATES
+    assert not (folder / "pipeline").exists()
+    command = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", str(folder)]
+    process = runs.start_process(command, home)
+    said = runs.finish_process(process)
+    assert process.returncode == 0, said
+    runs.check_whole(folder)
+    assert runs.curve(folder) == runs.curve(undisturbed)  # with two rollout actors, and over a kill
+    assert not (home / ".ray" / "auth_token").exists()
+
+    # The evaluation: paired, at both guidance scales, in the table and in summary.json.
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["updates"] == runs.UPDATES
+    assert summary["prompts"] == 12
+    assert set(summary["guidance"]) == {"1", "3"}
+    difference = summary["metrics"]["reward"]["difference"]
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert "guidance 1, as sharpened: 12 prompts, 2 evaluations an image" in said
+    assert "guidance 3: 12 prompts, 4 evaluations an image" in said
+    for name in ("samples_before.png", "samples_after.png", "evaluation.parquet"):
+        assert (folder / name).stat().st_size > 0
+    check = "import sys; from diffusers import StableDiffusionXLPipeline as P; P.from_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", check, str(folder / "pipeline")], check=True, cwd=tmp_path)

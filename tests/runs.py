@@ -1,0 +1,236 @@
+"""Small real runs for tests: options, a Ray that several runs share, runs as processes of their own, and killing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rayjobs.command_line import parse
+from rayjobs.options import RLHFOptions
+from sharpening.evaluation.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "cross")]
+UPDATES = 6
+# What a metrics row may hold that depends on the clock, the memory or on what went wrong on the way.
+UNSTEADY = ("seconds", "updates_per_second", "images_per_second", "peak_memory", "restarts")
+PATIENCE_S = float(os.environ.get("TEST_PATIENCE_S", "240"))
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the small runs are made with: random weights, a prompt file."""
+
+    pipeline: Path
+    clip: Path
+    prompts: Path
+
+
+def make_models(folder: Path) -> Models:
+    """Make the small models of all runs."""
+    from tests.conftest import build_pipeline
+    from tests.small_clip import WORDS, make_clip_folder
+
+    pipeline = folder / "pipeline"
+    build_pipeline().save_pretrained(pipeline)
+    assert set(" ".join(PROMPTS).split()) <= set(WORDS)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return Models(pipeline, make_clip_folder(folder / "clip"), prompts)
+
+
+def flags(models: Models, output: Path, **changes: Any) -> list[str]:
+    """The command line of a small run.
+
+    Args:
+        models: its models.
+        output: its run folder.
+        **changes: options that differ.
+    """
+    values: dict[str, Any] = {
+        "pretrained_model_name_or_path": models.pipeline, "reward_model": models.clip, "prompts": models.prompts,
+        "output_dir": output, "prompts_per_update": 4, "rollout_batch_size": 1, "timesteps_per_rollout": 2,
+        "rollout_steps": 4, "branches": 3, "train_batch_size": 4, "max_train_steps": UPDATES, "checkpointing_steps": 2,
+        "learning_rate": 1e-3, "lr_warmup_steps": 2, "num_rollout_actors": 1, "learner_threads": 1,
+        "reward_threads": 1, "skip_evaluation": True, "use_gpu": "no",
+    }  # fmt: skip
+    arguments = []
+    for name, value in (values | changes).items():
+        if value is None:
+            continue
+        arguments += (
+            [f"--{name}"]
+            if value is True
+            else [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        )
+    return arguments
+
+
+def options(models: Models, output: Path, **changes: Any) -> RLHFOptions:
+    """Validated options of a small run."""
+    from rayjobs.validation import validate
+
+    return validate(parse(flags(models, output, **changes)))
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """What must be the same, bit for bit, in every run of the same seed: metrics without clock and memory."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(UNSTEADY)} for row in read_metrics(folder)
+    ]
+
+
+def check_whole(folder: Path, updates: int = UPDATES) -> None:
+    """Every update is in the metrics once, in order, and the final pipeline is there."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == updates
+    assert [row["update"] for row in read_metrics(folder)] == list(range(updates))
+    assert (folder / "pipeline" / "model_index.json").is_file()
+
+
+@contextmanager
+def shared_ray() -> Iterator[None]:
+    """A local Ray in this process, which runs join and leave."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+        import ray
+        from ray import serve
+
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def processes(title: str, parent: int | None = None) -> list[psutil.Process]:
+    """Processes beneath this one (or another) whose title starts so; Ray titles them after actor and method."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_process(title: str) -> int:
+    """SIGKILL the one process of that title.
+
+    Returns:
+        Its process id.
+    """
+    (process, *_) = processes(title)
+    os.kill(process.pid, signal.SIGKILL)
+    return process.pid
+
+
+def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE_S) -> Any:
+    """Wait until something holds."""
+    deadline = time.monotonic() + patience
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
+        time.sleep(0.02)
+    return found
+
+
+class Saboteur(threading.Thread):
+    """Does things to a run as soon as it has made so many updates.
+
+    Args:
+        folder: the run folder.
+        deeds: (updates made, what to do).
+    """
+
+    def __init__(self, folder: Path, deeds: list[tuple[int, Callable[[], Any]]]) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._deeds = folder, deeds
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Wait and do."""
+        try:
+            for updates, deed in self._deeds:
+                wait_for(lambda: len(read_metrics(self._folder)) >= updates, f"{updates} updates")  # noqa: B023
+                deed()
+        except BaseException as error:
+            self.error = error
+
+    def finish(self) -> None:
+        """Wait for the last deed; raise what went wrong."""
+        self.join(PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+
+
+def start_process(arguments: list[str], home: Path, **environment: str) -> subprocess.Popen[str]:
+    """`python rayjobs/rlhf.py …` as a process group of its own, with a Ray of its own and another home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
+    kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "rayjobs" / "rlhf.py"), *arguments],
+        cwd=ROOT, env=kept | {"HOME": str(home)} | environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish_process(process: subprocess.Popen[str], patience: float = PATIENCE_S) -> str:
+    """Wait for a run's process, and give back what it wrote."""
+    try:
+        return process.communicate(timeout=patience)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        print(process.communicate()[0])
+        raise
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """The small models, made once."""
+    return _once("models", lambda: make_models(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all runs of the session that do not need their own: starting one is dear."""
+    import ray
+
+    if ray.is_initialized():  # another module's instance of this fixture; the first one ends it
+        yield
+        return
+    with shared_ray():
+        yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(models: Models, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with one rollout actor and one learner, which nothing disturbed."""
+    from rayjobs.runtime.driver import run
+
+    return _once("undisturbed", lambda: run(options(models, tmp_path_factory.mktemp("undisturbed") / "run")))
+
+
+_MADE: dict[str, Any] = {}
+
+
+def _once(name: str, make: Callable[[], Any]) -> Any:
+    """Session fixtures are instantiated once a module that imports them; what they make is made once."""
+    if name not in _MADE:
+        _MADE[name] = make()
+    return _MADE[name]
