@@ -158,7 +158,7 @@ class TrainingOptions:
     rollout_batch_size: int = 6
     train_batch_size: int = 32
     learning_rate: float = 1e-4
-    lr_warmup_steps: int = 3
+    lr_warmup_steps: int = 0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     adam_weight_decay: float = 0.0

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from sharpening.rewards.base import RewardUnavailable, ScoreFn, Scores
 
-__all__ = ["REWARDS", "RewardUnavailable", "ScoreFn", "Scores", "load_reward"]
+__all__ = ["REWARDS", "RewardUnavailable", "ScoreFn", "Scores", "load_reward", "reward_class"]
 
 REWARDS: dict[str, str] = {
     "clip": "sharpening.rewards.clip:ClipScorer",
 }
 """Import path of each scorer's class, by the name users give it."""
+
+
+def reward_class(name: str) -> Callable[..., ScoreFn]:
+    """Import a scorer's class.
+
+    Args:
+        name: a name in `REWARDS`, or the import path `module:attribute` of a scorer's class.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: if there is no such scorer.
+    """
+    path = REWARDS.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"unknown reward '{name}'; choose one of {', '.join(REWARDS)}, or pass module:class")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the reward '{path}' cannot be imported ({error}); pass the path of an installed one"
+        ) from error
 
 
 def load_reward(name: str, **options: Any) -> ScoreFn:
@@ -27,15 +52,5 @@ def load_reward(name: str, **options: Any) -> ScoreFn:
 
     Raises:
         ValueError: if there is no such scorer.
-    """
-    path = REWARDS.get(name, name)
-    module, _, attribute = path.partition(":")
-    if not attribute:
-        raise ValueError(f"unknown reward '{name}'; choose one of {', '.join(REWARDS)}, or pass module:class")
-    try:
-        scorer = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"the reward '{path}' cannot be imported ({error}); pass the path of an installed one"
-        ) from error
-    return scorer(**options)
+    """  # noqa: DOC502
+    return reward_class(name)(**options)

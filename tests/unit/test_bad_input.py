@@ -307,9 +307,11 @@ def test_resume_with_another_configuration_names_the_option(error, good, tmp_pat
     run = tmp_path / "run"
     checkpoints.partial_for(run / "checkpoints", 1).mkdir(parents=True)
     checkpoints.complete(run / "checkpoints", checkpoints.TrainerState(1, 1, []), [])
+    good = [*good, "--lr_scheduler", "constant"]
     config = validate(parse([*good, "--output_dir", str(tmp_path / "new")])).config()
     (run / "config.json").write_text(json.dumps(config))
     resume = ["--resume_from_checkpoint", "latest"]
+    resume += ["--lr_scheduler", "constant"]
     named, line = error(*resume, "--beta", "77")
     assert named == "beta"
     assert "pass --beta " in line
