@@ -128,7 +128,7 @@ class RLHFOptions(BaseModel):
     )
     winner_weight: float = option(
         METHOD.winner_weight, "method", "1 / mean squared error",
-        "weight of Eq. 9's supervised error on the winner beside the preference loss", "α", ge=0,
+        "weight of Eq. 9's supervised error on the winner beside the preference loss", "μ", ge=0,
     )  # fmt: skip
     rollout_steps: int = option(
         METHOD.rollout_steps, "method", "denoising steps", "sampler steps of a rollout", "T", ge=1

@@ -43,7 +43,7 @@ class SharpeningOptions:
         loss: "dpo_margin" (Eq. 11), "dpo" (no margin) or "rebel" (regression on the reward gap).
         beta: β, strength of the log ratio; errors are per-element means.
         reward_scale: η, what one unit of reward gap adds to the margin (0: plain DPO).
-        winner_weight: α, weight of Eq. 9's supervised error on the winner beside the preference loss (0: none).
+        winner_weight: μ, weight of Eq. 9's supervised error on the winner beside the preference loss (0: none).
         rollout_steps: sampler steps of a generated image; also the grid branches walk on.
         guidance_scale: classifier-free guidance of rollouts and branches (1: none).
         loss_guidance_scale: guidance of the prediction inside the loss (1: the conditional prediction alone).
