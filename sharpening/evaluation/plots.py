@@ -74,7 +74,7 @@ def _draw_reward(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, An
     axes.plot(updates, _series(rows, "reward_worst"), color=GREY, linewidth=0.8, linestyle=":", label="worst branch")
     axes.plot(updates, mean, color=BLUE, linewidth=2.0, marker=marker, markersize=3, label="mean")
     axes.set_ylabel(f"{reward}, rollouts")
-    axes.set_title("Reward of the rollouts and its spread over branches", loc="left", fontsize=11)
+    axes.set_title("Reward of the rollouts and its spread over branches", loc="left", fontsize=11, pad=22)
     axes.legend(ncols=4, **LEGEND)
 
 
