@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench: {time.monotonic() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
 
     def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(signum).name)
 
     signal.signal(signal.SIGTERM, interrupt)  # or the processes that it started would stay behind
     try:
@@ -286,8 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"bench: interrupted {error}".rstrip(), file=sys.stderr)
         return 130
     from rayjobs.benchmark import report, tables
 
