@@ -18,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from reward_servers.options import RewardAppOptions
+from sharpening.checks import check_clip_folder
 from sharpening.rewards.base import RewardUnavailable, Scores
 
 logger = logging.getLogger(__name__)
@@ -153,12 +154,16 @@ def start_reward_app(
         A handle; `handle.score.remote(images, prompts)`.
 
     Raises:
+        ModelFolderError: if the model is a folder here that is damaged; nothing is deployed.
         RewardUnavailable: if the replicas do not come up; the application is removed again.
-    """
+    """  # noqa: DOC502
     from reward_servers.app import build_app
 
     options = options or RewardAppOptions()
-    if options.model and os.path.exists(options.model):  # replicas may run in another folder
+    if options.model and os.path.exists(options.model):
+        if options.reward == "clip":
+            check_clip_folder(options.model)
+        # Replicas may run in another folder.
         options = options.model_copy(update={"model": os.path.abspath(options.model)})
     serve.start(proxy_location="HeadOnly" if http else "Disabled", logging_config={"enable_access_log": False})
     target = serve.RunTarget(target=build_app(options), name=options.name, route_prefix=None)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from sharpening.rewards import ScoreFn, Scores, load_reward
+from sharpening.rewards import ScoreFn, Scores, reward_class
 from sharpening.rewards.requests import Request, check_request, score_requests
 
 MAX_ERRORS = 3
@@ -29,10 +29,11 @@ def load_scorer(reward: str, options: dict[str, Any], num_threads: int) -> Score
     Returns:
         The scorer.
     """
+    kind = reward_class(reward)  # before torch: a wrong name fails at once
     import torch
 
     torch.set_num_threads(num_threads)
-    return load_reward(reward, **options)
+    return kind(**options)
 
 
 class RewardServer:

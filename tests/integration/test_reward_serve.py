@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from sharpening.checks import ModelFolderError
 from sharpening.rewards import RewardUnavailable, Scores
 from sharpening.rewards.clip import ClipScorer
 from tests.small_clip import make_clip_folder
@@ -181,15 +183,18 @@ def test_deleted_application_is_unavailable_after_the_deadline(app: str) -> None
         assert 1.9 < time.monotonic() - started < 20
 
 
-def test_application_whose_model_is_missing_does_not_start(app: str, tmp_path: Path) -> None:
+def test_application_that_cannot_start_is_removed_and_says_why(app: str, tmp_path: Path) -> None:
     from ray import serve
 
     from reward_servers.client import start_reward_app
     from reward_servers.options import RewardAppOptions
 
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RewardUnavailable, match="'reward-broken' did not start .*empty has no open_clip_config.json"):
-        start_reward_app(RewardAppOptions(name="reward-broken", model=str(tmp_path / "empty")))
+    with pytest.raises(ModelFolderError, match="has no open_clip_config.json"):
+        start_reward_app(RewardAppOptions(name="reward-broken", model=str(tmp_path)))
+    with pytest.raises(
+        RewardUnavailable, match="'reward-broken' did not start .*'tests.absent:Scorer' cannot be imported"
+    ):
+        start_reward_app(RewardAppOptions(name="reward-broken", reward="tests.absent:Scorer"))
     assert "reward-broken" not in serve.status().applications
 
 
@@ -229,14 +234,27 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
             server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 150
-            while "Application 'reward' is ready" not in log.read_text():
+            # With a configuration file `serve run` says no more than this; the proxy answers once it serves.
+            while "Adding 1 replica to Deployment(name='ClipReward'" not in log.read_text() or not healthy(port):
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             assert listening_addresses(port) == {"127.0.0.1"}
         finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(timeout=60)
+            server.terminate()  # an interrupt is ignored below a shell that runs the tests in the background
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()  # its cluster's processes end with it
+                server.wait()
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthz", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def listening_addresses(port: int) -> set[str]:
