@@ -20,6 +20,8 @@ from tests.runs import Models, local_ray, models, undisturbed
 
 __all__ = ["local_ray", "models", "undisturbed"]  # fixtures
 
+pytestmark = pytest.mark.unproven
+
 
 def resume(stopped: RunStopped, models: Models) -> Path:
     """Go on with the very command that the message names."""
