@@ -1,5 +1,6 @@
 """What this machine has, found out without torch and without Ray."""
 
+import json
 import os
 import re
 import shutil
@@ -43,3 +44,24 @@ def gpus() -> int:
             break  # CUDA itself ignores everything from the first index that does not exist
         count += 1
     return min(count, installed)
+
+
+def lasting(path: str | Path) -> Path:
+    """Where a relative run folder lies: here, but in the home folder for a job submitted with `--working-dir`.
+
+    Ray runs such a job in a copy of the folder it was submitted from, and removes the copy later: what was trained
+    would go with it.
+
+    Args:
+        path: A folder, relative or not; `~` is the home folder.
+
+    Returns:
+        The folder; relative only where the present one lasts.
+    """
+    path = Path(path).expanduser()
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        job = {}
+    copied = "working_dir" in (job.get("runtime_env") or {})
+    return Path.home() / path if copied else path

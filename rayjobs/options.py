@@ -210,7 +210,7 @@ class RLHFOptions(BaseModel):
         TRAINING.learning_rate, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0
     )
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = option(
-        "cosine", "optimiser", "-", "shape of the learning rate over the updates"
+        TRAINING.lr_scheduler, "optimiser", "-", "shape of the learning rate over the updates"
     )
     lr_warmup_steps: int = option(
         TRAINING.lr_warmup_steps, "optimiser", "updates", "updates over which the learning rate rises", ge=0

@@ -15,7 +15,7 @@ from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RLHFOptions
-from rayjobs.resume import check_resume
+from rayjobs.resume import LATEST, check_resume
 from sharpening.options import OptionError as MethodError
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -34,6 +34,7 @@ def validate(options: RLHFOptions) -> RLHFOptions:
     Raises:
         OptionError: For the first thing that is wrong.
     """  # noqa: DOC502
+    options = settle_folders(options)
     check_method(options)
     check_batches(options)
     device = find_device(options)
@@ -56,6 +57,13 @@ def validate(options: RLHFOptions) -> RLHFOptions:
     resolved = resolved.model_copy(update={"output_dir": run_folder or options.output_dir or new_run_folder()})
     check_output(resolved)
     return resolved.model_copy(update={"resume_from_checkpoint": checkpoint})
+
+
+def settle_folders(options: RLHFOptions) -> RLHFOptions:
+    """Say where run folders lie that are named relative to the present folder (see `machine.lasting`)."""
+    named = {"output_dir": options.output_dir, "resume_from_checkpoint": options.resume_from_checkpoint}
+    lasting = {name: str(machine.lasting(value)) for name, value in named.items() if value not in (None, LATEST)}
+    return options.model_copy(update=lasting)
 
 
 def check_method(options: RLHFOptions) -> None:
@@ -197,6 +205,7 @@ def check_model(options: RLHFOptions) -> int | None:
         OptionError: If the folder or the resolution is wrong.
     """
     from sharpening import checks
+    from sharpening.policies import family_of
 
     name = "pretrained_model_name_or_path"
     value = options.pretrained_model_name_or_path
@@ -209,7 +218,7 @@ def check_model(options: RLHFOptions) -> int | None:
     if folder is None:
         return options.resolution
     try:
-        checks.check_pipeline_folder(folder)
+        family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
     native = native_resolution(folder)
@@ -296,7 +305,7 @@ def check_prompts(options: RLHFOptions) -> None:
 
 def new_run_folder() -> str:
     """A folder name under `runs/` that nothing has yet."""
-    stem = Path("runs", time.strftime("rlhf-%Y%m%d-%H%M%S"))
+    stem = machine.lasting("runs") / time.strftime("rlhf-%Y%m%d-%H%M%S")
     folder, number = stem, 1
     while folder.exists():
         number += 1

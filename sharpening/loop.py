@@ -9,11 +9,12 @@ from collections.abc import Callable
 import torch
 
 from sharpening.data.prompts import PromptStream
+from sharpening.learning_rate import learning_rate_at
 from sharpening.methods.base import Experience, Method, Seeds
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
-from sharpening.updates import NonFiniteLoss, collect_update, learning_rate_at, mean_metrics, micro_batches
+from sharpening.updates import NonFiniteLoss, collect_update, mean_metrics, micro_batches
 
 __all__ = ["TrainingOptions", "learn", "train_in_process"]
 
@@ -60,7 +61,7 @@ def train_in_process(
         experience = _collect(policy, reference, method, score, prompt_stream, options, update)
         learning = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(update, options.learning_rate, options.lr_warmup_steps)
+            group["lr"] = learning_rate_at(update, options)
         metrics = {"update": float(update), "learning_rate": optimizer.param_groups[0]["lr"]}
         metrics |= learn(policy, method, experience, optimizer, options)
         end = time.perf_counter()

@@ -126,6 +126,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("initial", "state"),
     "rollout_precision": ("fp32", "bf16"),
 }
+_SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
 
 
 def _nonnegative(value: float) -> bool:
@@ -143,6 +144,7 @@ class TrainingOptions:
         train_batch_size: groups (prompt, timestep) of one forward and backward pass; gradients accumulate over an
             update's passes.
         learning_rate: AdamW's learning rate.
+        lr_scheduler: "constant", "constant_with_warmup", "linear" or "cosine" (both down to zero at the last update).
         lr_warmup_steps: updates over which the learning rate rises to that value.
         adam_beta1: decay of AdamW's first moment.
         adam_beta2: decay of AdamW's second moment.
@@ -158,6 +160,7 @@ class TrainingOptions:
     rollout_batch_size: int = 6
     train_batch_size: int = 32
     learning_rate: float = 1e-4
+    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
@@ -180,6 +183,7 @@ class TrainingOptions:
             _require(_nonnegative(value) and value > 0, option, "must be a finite number; pass one above 0")
         for option in ("lr_warmup_steps", "adam_weight_decay"):
             _require(_nonnegative(getattr(self, option)), option, "must be a finite number; pass 0 or more")
+        _require(self.lr_scheduler in _SCHEDULERS, "lr_scheduler", f"must be one of {', '.join(_SCHEDULERS)}")
         for option in ("adam_beta1", "adam_beta2", "max_failed_share"):
             value = getattr(self, option)
             _require(_nonnegative(value) and value < 1, option, "must lie in [0, 1)")

@@ -1,80 +1,19 @@
-"""What an update is made of, as pure functions: slots, tasks, refills, micro-batches. Any runtime builds on them."""
+"""What an update is made of, as pure functions: whole experiences, micro-batches. Any runtime builds on them."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from sharpening.methods.base import Experience
+from sharpening.slots import check_failures, refill_slots, slots_of_update, tasks
 
 CollectTasks = Callable[[list[tuple[int, ...]]], list[Experience]]
 """Rolls out tasks (each a tuple of slots) and returns their experiences in the same order."""
 
 
-class TooManyFailures(RuntimeError):
-    """More of an update's prompts failed to score than the run puts up with."""
-
-
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is NaN or infinite; the weights were not touched."""
-
-
-def slots_of_update(prompts_per_update: int) -> tuple[int, ...]:
-    """The slots an update starts with.
-
-    Args:
-        prompts_per_update: prompts of an update.
-
-    Returns:
-        0, 1, ... prompts_per_update − 1.
-    """
-    return tuple(range(prompts_per_update))
-
-
-def tasks(slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Cut slots into tasks, the fixed unit of rollout work whatever the number of actors.
-
-    Args:
-        slots: slots in order.
-        size: slots of a task (`rollout_batch_size`).
-
-    Returns:
-        Tasks in order; the last may be smaller.
-    """
-    return [tuple(slots[start : start + size]) for start in range(0, len(slots), size)]
-
-
-def refill_slots(drawn: int, missing: int) -> tuple[int, ...]:
-    """The slots that replace dropped prompts.
-
-    Args:
-        drawn: slots of this update drawn so far.
-        missing: prompts still needed.
-
-    Returns:
-        The next `missing` slots.
-    """
-    return tuple(range(drawn, drawn + missing))
-
-
-def check_failures(dropped: Sequence[tuple[int, str]], drawn: int, max_failed_share: float) -> None:
-    """Stop when the reward fails too often to go on.
-
-    Args:
-        dropped: (slot, reason) of the update's dropped prompts.
-        drawn: slots of this update drawn so far.
-        max_failed_share: largest share of drawn prompts that may fail.
-
-    Raises:
-        TooManyFailures: if more failed.
-    """
-    if len(dropped) > max_failed_share * drawn:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(r for _, r in dropped).most_common())
-        raise TooManyFailures(
-            f"{len(dropped)} of {drawn} prompts of this update failed to score ({reasons}); "
-            f"check the reward, or raise max_failed_share ({max_failed_share})"
-        )
 
 
 def collect_update(
@@ -98,7 +37,7 @@ def collect_update(
     experiences = list(collect_tasks(tasks(slots_of_update(prompts_per_update), rollout_batch_size)))
     while True:
         experience = Experience.cat(experiences)
-        check_failures(experience.dropped, drawn, max_failed_share)
+        check_failures(experience.dropped, drawn, max_failed_share, experience.update)
         missing = prompts_per_update - len(experience.prompts)
         if missing == 0:
             return experience
@@ -154,17 +93,3 @@ def mean_metrics(weighted: Iterable[tuple[dict[str, float], float]]) -> dict[str
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + weight * value if weight else sums.get(name, 0.0)
     return {name: value / total for name, value in sums.items()} if total else sums
-
-
-def learning_rate_at(update: int, learning_rate: float, lr_warmup_steps: int) -> float:
-    """Constant learning rate with a linear warmup.
-
-    Args:
-        update: update, from 0.
-        learning_rate: the constant.
-        lr_warmup_steps: updates of the warmup; the last of them runs at the full rate.
-
-    Returns:
-        The update's learning rate.
-    """
-    return learning_rate * min(1.0, (update + 1) / lr_warmup_steps) if lr_warmup_steps else learning_rate

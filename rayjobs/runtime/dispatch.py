@@ -8,10 +8,11 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Summary, TooManyFailures
+from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
 from rayjobs.runtime.state import BROKEN, FAILED_SHARE, REWARD, Progress, RunState, Stop, last_line
 from rayjobs.runtime.weights import Versions
 from sharpening.rewards.base import RewardUnavailable
+from sharpening.slots import TooManyFailures
 
 logger = logging.getLogger(__name__)
 

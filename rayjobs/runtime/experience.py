@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sharpening.evaluation.statistics import reward_statistics
+from sharpening.slots import check_failures, refill_slots, slots_of_update, tasks
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,6 @@ class Share:
     experience: Any
     first: int
     last: int
-
-
-class TooManyFailures(Exception):
-    """More of an update's prompts failed to score than the run tolerates."""
 
 
 @dataclass
@@ -165,7 +162,7 @@ class HandOver:
                 if not has_version(version):
                     return None
                 self._open[update] = _Update(version, self._attempt)
-                self._add_tasks(update, self._prompts_per_update)
+                self._add_tasks(update, slots_of_update(self._prompts_per_update))
             state = self._open[update]
             if state.waiting and has_version(version):
                 task = state.waiting.pop(0)
@@ -197,7 +194,7 @@ class HandOver:
 
         Raises:
             TooManyFailures: Too large a share of the update's prompts was dropped.
-        """
+        """  # noqa: DOC502
         state = self._open.get(task.update)
         if state is None or task not in state.running:
             return False  # of a learner group that is no more
@@ -206,14 +203,10 @@ class HandOver:
         if state.waiting or state.running:
             return False
         kept = sum(result.kept for _, result in state.results.values())
-        reasons = [reason for _, result in sorted_results(state.results) for _, reason in result.dropped]
-        if len(reasons) > self._max_failed_share * state.slots:
-            raise TooManyFailures(
-                f"{len(reasons)} of {state.slots} prompts of update {task.update} could not be scored "
-                f"({common(reasons)}), more than the share of {self._max_failed_share:g} allowed"
-            )
+        dropped = [entry for _, result in sorted_results(state.results) for entry in result.dropped]
+        check_failures(dropped, state.slots, self._max_failed_share, task.update)
         if kept < self._prompts_per_update:
-            self._add_tasks(task.update, self._prompts_per_update - kept)
+            self._add_tasks(task.update, refill_slots(state.slots, self._prompts_per_update - kept))
             return False
         state.complete = True
         return True
@@ -263,16 +256,14 @@ class HandOver:
         self._open.pop(update, None)
         self._next = update + 1
 
-    def _add_tasks(self, update: int, prompts: int) -> None:
-        """Cut the next `prompts` slots of an update into tasks."""
+    def _add_tasks(self, update: int, slots: tuple[int, ...]) -> None:
+        """Cut the next slots of an update into tasks."""
         state = self._open[update]
-        first, last = state.slots, state.slots + prompts
-        for start in range(first, last, self._rollout_batch_size):
-            slots = tuple(range(start, min(start + self._rollout_batch_size, last)))
-            asked = tuple(self._prompt(update, slot) for slot in slots)
-            state.waiting.append(RolloutTask(update, state.tasks, state.version, slots, asked, state.attempt))
+        for part in tasks(slots, self._rollout_batch_size):
+            asked = tuple(self._prompt(update, slot) for slot in part)
+            state.waiting.append(RolloutTask(update, state.tasks, state.version, part, asked, state.attempt))
             state.tasks += 1
-        state.slots = last
+        state.slots += len(slots)
 
 
 def sorted_results(results: dict[int, tuple[Any, Summary]]) -> list[tuple[Any, Summary]]:
@@ -285,18 +276,6 @@ def sorted_results(results: dict[int, tuple[Any, Summary]]) -> list[tuple[Any, S
         The values, by rising index.
     """
     return [results[index] for index in sorted(results)]
-
-
-def common(reasons: list[str]) -> str:
-    """Word reasons with their counts.
-
-    Args:
-        reasons: One a failure.
-
-    Returns:
-        Such as `3 timeout, 1 not finite`.
-    """
-    return ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
 
 
 def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:

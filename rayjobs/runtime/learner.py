@@ -61,25 +61,6 @@ def train_loop(config: dict[str, Any]) -> None:
         learner.checkpoint()
 
 
-def learning_rate(update: int, options: RLHFOptions) -> float:
-    """An update's learning rate; a function of its number alone, so no checkpoint needs a scheduler's state.
-
-    Args:
-        update: 0-based update.
-        options: The run's options.
-
-    Returns:
-        The learning rate.
-    """
-    from sharpening.updates import learning_rate_at
-
-    rate = learning_rate_at(update, options.learning_rate, options.lr_warmup_steps)
-    done = max(0, update - options.lr_warmup_steps) / max(1, options.max_train_steps - options.lr_warmup_steps)
-    if options.lr_scheduler == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * done))
-    return rate * (1 - done) if options.lr_scheduler == "linear" else rate
-
-
 class Learner:
     """One learner rank.
 
@@ -190,10 +171,11 @@ class Learner:
     def _learn(self, experience: "Experience") -> dict[str, Any] | Stop:
         """Forward and backward over the share, then one optimiser step; a stop when something is not finite."""
         from rayjobs.runtime.engine import apply_gradients, memory
+        from sharpening.learning_rate import learning_rate_at
         from sharpening.updates import mean_metrics, micro_batches
 
         options, module, engine = self.spec.options, self._module, self._engine
-        rate = learning_rate(self.update, options)
+        rate = learning_rate_at(self.update, options.training_options())
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         nfe = module.policy.nfe

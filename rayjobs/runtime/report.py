@@ -26,7 +26,8 @@ class Report:
 
     def __init__(self, options: RLHFOptions, folder: RunFolder) -> None:
         self._options, self._folder = options, folder
-        self._images: dict[str, dict[int, np.ndarray]] = {}
+        self._pictures: dict[str, dict[int, np.ndarray]] = {}
+        self._marks: dict[str, list[Any] | None] = {}
         self._cost: list[EvaluationPart] = []
         self.tasks: list[EvaluationTask] = [] if options.skip_evaluation else _tasks(options)
         wanted = {(index, task.guidance_scale) for task in self.tasks for index in task.indices}
@@ -40,7 +41,7 @@ class Report:
             phase: Before or after training.
             parts: What the tasks found, in order.
         """
-        from sharpening.evaluation.grids import sample_grid
+        from sharpening.evaluation.grids import comparison_grid, sample_grid
 
         rows = results(parts, phase)
         setattr(self, phase, rows)
@@ -49,14 +50,20 @@ class Report:
         images = grid_images(parts)
         if not images:
             return
-        self._images[phase] = images
+        self._pictures[phase] = images
         first = {row.index: row for row in reversed(rows)}
         facts = {index: facts for part in parts for index, facts in zip(part.task.indices, part.facts, strict=True)}
         marks = [facts[index] for index in images] if any(facts[index] for index in images) else None
         scale = self._options.guidance_scale
         title = f"{phase} sharpening, guidance {scale:g}, {self._options.eval_steps} steps, seed {self._options.seed}"
-        grid = sample_grid(np.stack(list(images.values())), [first[i].prompt for i in images], marks, title)
+        self._marks[phase] = marks
+        captions = [first[i].prompt for i in images]
+        grid = sample_grid(np.stack(list(images.values())), captions, marks, title)
         self._folder.write_image(f"samples_{phase}.png", grid)
+        if phase == "after" and "before" in self._pictures:  # a resumed run has only the numbers of before
+            sides = [np.stack(list(self._pictures[side].values())) for side in ("before", "after")]
+            grid = comparison_grid(*sides, captions, self._marks["before"], marks, title.removeprefix("after "))
+            self._folder.write_image("samples_compared.png", grid)
 
     def finish(self, updates: int, seconds: float) -> str:
         """Write everything that explains the run.

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from sharpening.checks import ModelFolderError
 from sharpening.policies.base import Condition, Prediction
-from sharpening.policies.folders import ModelFolderError
 from sharpening.schedule import Schedule, ddim_step, eps_and_x0
 
 

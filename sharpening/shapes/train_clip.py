@@ -1,8 +1,10 @@
 """Trains the embedded world's CLIP: `python -m sharpening.shapes.train clip --output_dir DIR`.
 
-A real `open_clip` model (a small ResNet, a small text transformer), contrastive over captions, with one near miss a
-caption as an extra negative (`captions.corrupt`), so that it can tell shapes, swapped colours and relations apart.
-The image tower also learns to name what it sees, which fades out. Images are blurred and made noisy now and then: the reward is asked about clean images predicted from noisy latents.
+A real `open_clip` model (a small ResNet, a small text transformer), contrastive over captions, with near misses of
+every caption as extra negatives (`captions.corrupt`; NegCLIP, Yuksekgonul et al., arXiv 2210.01936), so that it can
+tell shapes, swapped colours and relations apart. The image tower also learns to name what it sees, which fades out.
+Images are blurred, made noisy, or passed through the VAE with noise on their latents: the reward is asked about clean
+images predicted from noisy latents.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 
 from sharpening.shapes.benchmark import caption_for, excluded_prompts, training_scene
 from sharpening.shapes.captions import corrupt, say
@@ -23,6 +26,8 @@ from sharpening.shapes.scene import COLOURS, IMAGE_SIZE, SHAPES, TEXTURES, Scene
 from sharpening.shapes.tokenizer import build_tokenizer
 from sharpening.shapes.train_vae import to_unit
 
+MISSES = 3
+"""Near misses a caption."""
 CLIP_CONTEXT_LENGTH = 24
 """Tokens: the grammar's longest caption has 21."""
 ATTRIBUTES = 152
@@ -49,13 +54,13 @@ def clip_config(vocab_size: int) -> dict:
 def contrastive_loss(
     image: torch.Tensor, text: torch.Tensor, wrong: torch.Tensor, same: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Symmetric InfoNCE with one near miss a caption among the image's negatives.
+    """Symmetric InfoNCE with the near misses of all captions among the image's negatives.
 
     Args:
         image: unit image embeddings `[B, D]`.
         text: unit embeddings of the true captions `[B, D]`.
-        wrong: unit embeddings of the near misses `[B, D]`.
-        same: bool `[B, 2B]`, True where a column's caption is word for word the row's own (and not the row's column).
+        wrong: unit embeddings of the near misses `[M, D]`.
+        same: bool `[B, B + M]`, True where another column's caption is word for word the row's own.
         scale: logit scale, scalar.
 
     Returns:
@@ -96,16 +101,44 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(pick < 1 / 3, blurred, torch.where(pick < 2 / 3, noisy, images)).clamp(-1, 1)
 
 
+@torch.no_grad()
+def through_vae(vae: AutoencoderKL, images: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """The images after the VAE, up to half a standard deviation of noise on their latents; uint8 `[B, H, W, 3]`."""
+    latents = vae.encode(to_unit(images)).latent_dist.mean
+    amount = 0.5 * torch.rand(len(latents), 1, 1, 1, generator=generator) / vae.config.scaling_factor
+    decoded = vae.decode(latents + amount * torch.randn(latents.shape, generator=generator)).sample
+    return ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
 def train_clip(
-    output_dir: Path, steps: int = 700, batch_size: int = 96, lr: float = 1.5e-3, seed: int = 0, pool_size: int = 10000
+    output_dir: Path,
+    vae_dir: Path,
+    steps: int = 2000,
+    batch_size: int = 96,
+    lr: float = 1.5e-3,
+    seed: int = 0,
+    pool_size: int = 20000,
 ) -> None:
-    """Train the CLIP model on random scenes and save it in open_clip's own folder layout."""
+    """Train the CLIP model on random scenes and save it in open_clip's own folder layout.
+
+    Args:
+        output_dir: receives `open_clip_config.json`, the weights and the tokenizer.
+        vae_dir: folder of the trained VAE, which every other picture passes through.
+        steps: optimiser steps; one cycle of the learning rate.
+        batch_size: pictures a step.
+        lr: peak learning rate.
+        seed: seed of weights, scenes and captions.
+        pool_size: scenes to draw from.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng([seed, 2])
     excluded = excluded_prompts()
+    vae = AutoencoderKL.from_pretrained(vae_dir).eval()
     scenes = [training_scene(rng) for _ in range(pool_size)]
     images = np.stack([render(scene, supersample=3) for scene in scenes])
+    for start in range(0, pool_size // 2, 16):
+        images[start : start + 16] = through_vae(vae, images[start : start + 16], generator)
     tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
     config = clip_config(len(tokenizer))
     model = open_clip.CLIP(**config)
@@ -125,7 +158,7 @@ def train_clip(
         for row in rows:
             caption, claims = caption_for(scenes[row], rng, excluded)
             captions.append(caption)
-            misses.append(say(corrupt(claims, rng), rng))
+            misses += [say(corrupt(claims, rng), rng) for _ in range(MISSES)]
         both = captions + misses
         tokens = tokenizer(
             both, padding="max_length", truncation=True, max_length=CLIP_CONTEXT_LENGTH, return_tensors="pt"
@@ -134,7 +167,7 @@ def train_clip(
         same[np.arange(batch_size), np.arange(batch_size)] = False
         features = model.encode_image(degrade(to_unit(images[rows]), generator))
         image = F.normalize(features, dim=-1)
-        text, wrong = F.normalize(model.encode_text(tokens), dim=-1).chunk(2)
+        text, wrong = F.normalize(model.encode_text(tokens), dim=-1).split([batch_size, MISSES * batch_size])
         contrast = contrastive_loss(image, text, wrong, torch.from_numpy(same), model.logit_scale.exp())
         named = F.binary_cross_entropy_with_logits(teacher(features), shown[rows]) * ATTRIBUTES / 4
         loss = contrast + named * max(0.0, 1 - step / (0.8 * steps))
@@ -147,10 +180,12 @@ def train_clip(
             model.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
         if step % 50 == 0 or step == steps - 1:
             right = (image * text).sum(-1)
-            wins = (right > (image * wrong).sum(-1)).float().mean()
+            near = torch.einsum("bd,bmd->bm", image, wrong.view(batch_size, MISSES, -1))
+            wins = (right[:, None] > near).float().mean()
             print(
-                f"clip step {step} loss {contrast.item():.4f} named {named.item():.4f} true pairs {100 * right.mean().item():.1f} "
-                f"right before near miss {wins.item():.3f} ({time.monotonic() - started:.0f} s)",
+                f"clip step {step} loss {contrast.item():.4f} named {named.item():.4f} "
+                f"true pairs {100 * right.mean().item():.1f} right before near miss {wins.item():.3f} "
+                f"({time.monotonic() - started:.0f} s)",
                 flush=True,
             )
         if (step + 1) % 300 == 0 or step == steps - 1:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +219,14 @@ def test_serve_build_writes_the_bound_application(tmp_path: Path) -> None:
     assert deployment["max_ongoing_requests"] == 64
 
 
-@pytest.mark.unproven
+SCORE_FROM_OUTSIDE = """
+import numpy as np, ray
+from reward_servers.client import ServeScore
+ray.init(address="auto", log_to_driver=False)
+print(ServeScore("reward", deadline_s=100)(np.full((1, 64, 64, 3), 128, np.uint8), ["a red circle"]).values[0])
+"""
+
+
 def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folder: Path) -> None:
     config = yaml.safe_load((ROOT / "reward_servers" / "serve.yaml").read_text())
     assert config["http_options"]["host"] == "127.0.0.1"
@@ -235,12 +243,17 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
             server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 150
-            # With a configuration file `serve run` says no more than this; the proxy answers once it serves.
-            while "Adding 1 replica to Deployment(name='ClipReward'" not in log.read_text() or not healthy(port):
+            # With a configuration file `serve run` never says that the application is ready.
+            while "Deploying new app 'reward'" not in log.read_text() or not answers(port):
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             assert listening_addresses(port) == {"127.0.0.1"}
+            command = [sys.executable, "-c", SCORE_FROM_OUTSIDE]
+            scored = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+            assert scored.returncode == 0, scored.stderr
+            expected = ClipScorer(str(folder)).score(np.full((1, 64, 64, 3), 128, np.uint8), ["a red circle"])
+            assert float(scored.stdout) == pytest.approx(float(expected.values[0]), rel=1e-6)
         finally:
             server.terminate()  # an interrupt is ignored below a shell that runs the tests in the background
             try:
@@ -250,12 +263,15 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
                 server.wait()
 
 
-def healthy(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether Serve's proxy answers; not with 200, for the application has no HTTP route."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthz", timeout=5) as answer:
-            return answer.status == 200
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/-/healthz", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
     except OSError:
         return False
+    return True
 
 
 def listening_addresses(port: int) -> set[str]:

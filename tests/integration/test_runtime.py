@@ -64,7 +64,8 @@ def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None
         training = TrainingOptions(
             updates=runs.UPDATES, prompts_per_update=options.prompts_per_update,
             rollout_batch_size=options.rollout_batch_size, train_batch_size=options.train_batch_size,
-            learning_rate=options.learning_rate, lr_warmup_steps=options.lr_warmup_steps,
+            learning_rate=options.learning_rate, lr_scheduler=options.lr_scheduler,
+            lr_warmup_steps=options.lr_warmup_steps,
             adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, max_grad_norm=options.max_grad_norm,
         )  # fmt: skip
         expected = train_in_process(

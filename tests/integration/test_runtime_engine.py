@@ -86,7 +86,8 @@ def weights(module: Any, engine: Any) -> dict[str, torch.Tensor]:
 def test_the_engine_does_what_the_plain_loop_does(pipeline_folder: Path, brightness: Any, stage: int) -> None:
     experiences = [roll_out(pipeline_folder, brightness, update) for update in range(2)]
     training = TrainingOptions(
-        prompts_per_update=4, train_batch_size=4, learning_rate=1e-3, max_grad_norm=0.1, lr_warmup_steps=0
+        prompts_per_update=4, train_batch_size=4, learning_rate=1e-3, max_grad_norm=0.1, lr_warmup_steps=0,
+        lr_scheduler="constant",
     )  # fmt: skip
     policy, method = load_policy(pipeline_folder), RLHFSharpening(options().method_options())
     optimizer = torch.optim.AdamW(

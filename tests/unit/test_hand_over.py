@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Share, Summary, TooManyFailures, rollout_row
+from rayjobs.runtime.experience import HandOver, RolloutTask, Share, Summary, rollout_row
+from sharpening.slots import TooManyFailures
 
 K = 2  # groups a prompt
 

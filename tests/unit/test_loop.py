@@ -7,22 +7,18 @@ import pytest
 import torch
 
 from sharpening.data.prompts import PromptStream
+from sharpening.learning_rate import learning_rate_at
 from sharpening.loop import learn, train_in_process
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import SharpeningOptions, TrainingOptions
 from sharpening.rewards.base import RewardUnavailable, Scores
+from sharpening.slots import TooManyFailures, check_failures, refill_slots, slots_of_update, tasks
 from sharpening.updates import (
     NonFiniteLoss,
-    TooManyFailures,
-    check_failures,
     collect_update,
-    learning_rate_at,
     mean_metrics,
     micro_batches,
-    refill_slots,
-    slots_of_update,
-    tasks,
 )
 
 PROMPTS = ["a circle", "two squares", "a cross", "a triangle", "b", "c"]
@@ -51,9 +47,19 @@ def test_slots_and_tasks():
     assert refill_slots(5, 2) == (5, 6)
 
 
-def test_learning_rate_warms_up():
-    assert [learning_rate_at(update, 2.0, 4) for update in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    assert learning_rate_at(0, 2.0, 0) == 2.0
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "expected"),
+    [
+        ("constant", 0, [1.0, 1.0, 1.0, 1.0]),
+        ("constant_with_warmup", 2, [0.5, 1.0, 1.0, 1.0]),
+        ("linear", 2, [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", 2, [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", 0, [1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+    ],
+)
+def test_learning_rates(scheduler, warmup, expected):
+    options = TrainingOptions(updates=4, learning_rate=1.0, lr_scheduler=scheduler, lr_warmup_steps=warmup)
+    assert [learning_rate_at(update, options) for update in range(4)] == pytest.approx(expected)
 
 
 def test_metrics_are_weighted_means():
@@ -62,9 +68,9 @@ def test_metrics_are_weighted_means():
 
 
 def test_failures_are_put_up_with_to_a_share():
-    check_failures([(0, "timeout"), (3, "rejected")], drawn=4, max_failed_share=0.5)
-    with pytest.raises(TooManyFailures, match=r"3 of 4 prompts .*timeout: 2, rejected: 1"):
-        check_failures([(0, "timeout"), (1, "timeout"), (3, "rejected")], drawn=4, max_failed_share=0.5)
+    check_failures([(0, "timeout"), (3, "rejected")], drawn=4, max_failed_share=0.5, update=7)
+    with pytest.raises(TooManyFailures, match=r"3 of 4 prompts of update 7 .*2 timeout, 1 rejected"):
+        check_failures([(0, "timeout"), (1, "timeout"), (3, "rejected")], drawn=4, max_failed_share=0.5, update=7)
 
 
 def test_dropped_prompts_are_refilled_with_further_slots(policy, brightness):
@@ -208,7 +214,7 @@ def test_a_reward_that_is_down_stops_the_run(policy):
     def nothing_finite(images, prompts):
         return Scores(np.full(len(images), np.nan, np.float32))
 
-    with pytest.raises(TooManyFailures, match="not finite: 4"):
+    with pytest.raises(TooManyFailures, match="4 not finite"):
         train(policy, nothing_finite)
 
 

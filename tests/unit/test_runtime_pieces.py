@@ -14,7 +14,6 @@ from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime import checkpoints, cluster, weights
 from rayjobs.runtime.evaluation import choose, plan
-from rayjobs.runtime.learner import learning_rate
 from rayjobs.runtime.progress import ProgressLine
 from sharpening.shapes.benchmark import BenchmarkPrompt
 
@@ -96,21 +95,6 @@ def test_evaluation_tasks_cover_every_prompt_at_every_scale_once() -> None:
     assert seen == [(scale, index) for scale in (1.0, 3.0) for index, _ in chosen]
     assert sum(len(task.keep) for task in tasks) == 3
     assert all(not task.keep for task in tasks if task.guidance_scale == 3.0)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "expected"),
-    [
-        ("constant", [1.0, 1.0, 1.0, 1.0]),
-        ("constant_with_warmup", [0.5, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.5]),
-        ("cosine", [0.5, 1.0, 1.0, 0.5]),
-    ],
-)
-def test_learning_rates(scheduler: Any, expected: list[float]) -> None:
-    warmup = 0 if scheduler == "constant" else 2
-    options = RLHFOptions(lr_scheduler=scheduler, lr_warmup_steps=warmup, max_train_steps=4, learning_rate=1.0)
-    assert [learning_rate(update, options) for update in range(4)] == pytest.approx(expected)
 
 
 def status(done: int, phase: str = "training", events: tuple[str, ...] = ()) -> dict[str, Any]:

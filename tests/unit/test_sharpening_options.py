@@ -73,7 +73,7 @@ def test_combinations_are_checked():
 def test_options_and_prompts_need_no_torch():
     """Command lines read both before anything heavy is imported."""
     code = (
-        "import sys, sharpening.options, sharpening.data.prompts, sharpening.policies.folders; "
+        "import sys, sharpening.options, sharpening.data.prompts, sharpening.policies; "
         "print([name for name in ('torch', 'diffusers', 'transformers', 'ray') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
