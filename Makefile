@@ -33,7 +33,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "building $(VENV): about 5 GB, some minutes on a slow line"
 	@$(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv
-	@UV_HTTP_TIMEOUT=300 $(VENV)/bin/uv pip install --quiet --python $(PY) -r requirements.lock
+	@# Compiled now: a job starts a dozen processes, and each would compile torch, Ray and diffusers for itself.
+	@UV_HTTP_TIMEOUT=300 $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) -r requirements.lock
 	@$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 

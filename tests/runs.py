@@ -131,7 +131,7 @@ def processes(title: str, parent: int | None = None) -> list[psutil.Process]:
 
 
 def kill_process(title: str) -> int:
-    """SIGKILL the one process of that title.
+    """SIGKILL the first process of that title.
 
     Returns:
         Its process id.

@@ -168,7 +168,8 @@ class Coordinator:
         self._hand_over.consume(update)
         self._updates_done = update + 1
         merged = {
-            "update": update, "version": self._hand_over.version_for(update), **rollout, **row, "seconds": seconds,
+            # What both tell (the reward and its spread) is taken from the rollouts: one sum, whatever the ranks.
+            "update": update, "version": self._hand_over.version_for(update), **row, **rollout, "seconds": seconds,
             "updates_per_second": 1 / seconds, "images_per_second": rollout["images_scored"] / seconds,
             "restarts_rollout": self._state.restarts["rollout"], "restarts_learner": self._state.restarts["learner"],
         }  # fmt: skip

@@ -80,7 +80,6 @@ def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None
     assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=1e-2)
 
 
-@pytest.mark.unproven
 def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     folder = run(
         runs.options(
@@ -97,7 +96,6 @@ def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Model
     assert len(list(shards.glob("*optim_states.pt"))) == 2
 
 
-@pytest.mark.unproven
 def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(
     models: Models, local_ray: None, tmp_path: Path
 ) -> None:
@@ -121,7 +119,6 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(
     assert runs.curve(first) == runs.curve(second)
 
 
-@pytest.mark.unproven
 def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
