@@ -190,6 +190,20 @@ def stop_reward_app(name: str = "reward") -> None:
         return
 
 
+def running_replicas(name: str) -> int:
+    """Replicas of an application that Serve knows to be running.
+
+    Args:
+        name: name of the application.
+
+    Returns:
+        Their number, over all its deployments; 0 where there is no such application.
+    """
+    application = serve.status().applications.get(name)
+    deployments = application.deployments.values() if application else ()
+    return sum(count for d in deployments for state, count in d.replica_states.items() if state == "RUNNING")
+
+
 def _application_state(name: str) -> tuple[str, str]:
     """Status of an application, and in one line what Serve says about it."""
     application = serve.status().applications.get(name)

@@ -76,7 +76,7 @@ def use(variables: dict[str, str]) -> None:
     """
     os.environ.update(variables)
     if variables and "ray" in sys.modules:
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined, unused-ignore]
 
         Config.initialize("")  # it read the environment when it was imported; Ray itself has it read again this way
 

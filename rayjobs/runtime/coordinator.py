@@ -212,6 +212,14 @@ class Coordinator:
         self._state.end(kind, reason)
         await self._state.notify()
 
+    async def note(self, event: str) -> None:
+        """Something that the run's log should tell.
+
+        Args:
+            event: One sentence.
+        """
+        self._state.say(event)
+
     async def status(self, events_seen: int = 0) -> dict[str, Any]:
         """What the driver shows.
 

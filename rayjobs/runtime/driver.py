@@ -139,6 +139,7 @@ class Run:
             for actor in (self.coordinator, *plan.actors.values()):
                 stack.callback(ray.kill, actor)
             stack.callback(reward.stop)
+        stack.callback(reward.end)
 
     # -- watching ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 10  # of one rollout actor
 REWARD_START_S = 600.0  # for a replica to load on a busy machine; one that fails to is noticed at once
+REWARD_POLL_S = 1.0  # seconds between two looks at the replicas
 TRAIN_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -107,7 +108,9 @@ def start_actors(plan: Plan) -> None:
 
 
 class Reward(threading.Thread):
-    """Starts the reward on Serve, and puts the rollout actors to work once it answers.
+    """Starts the reward on Serve, puts the rollout actors to work once it answers, and tells of replicas that die.
+
+    Serve replaces a dead replica by itself, and a request that waited for it may never notice; the run's log should.
 
     Args:
         plan: The run.
@@ -117,9 +120,10 @@ class Reward(threading.Thread):
     def __init__(self, plan: Plan, coordinator: Any) -> None:
         super().__init__(name="reward", daemon=True)
         self._plan, self._coordinator = plan, coordinator
+        self._ended = threading.Event()
 
     def run(self) -> None:
-        """Start it; a failure ends the run."""
+        """Start it, then watch it; a failure to start ends the run."""
         from reward_servers.client import start_reward_app
         from reward_servers.options import RewardAppOptions
 
@@ -139,12 +143,35 @@ class Reward(threading.Thread):
             self._coordinator.stop.remote(REWARD, last_line(error))
         else:
             self._coordinator.start.remote(self._plan.actors, options.resume_from_checkpoint is None)
+            self._watch(options.reward_replicas)
+
+    def _watch(self, wanted: int) -> None:
+        """Say when replicas are missing, and when they are all back."""
+        from reward_servers.client import running_replicas
+
+        name, whole = self._plan.app, True
+        while not self._ended.wait(REWARD_POLL_S):
+            try:
+                running = running_replicas(name)
+            except Exception as error:  # Serve's controller is being restarted, or Ray is going down
+                logger.info("Serve does not tell about its replicas", exc_info=error)
+                continue
+            if whole and running < wanted:
+                died = f"{wanted - running} of {wanted} replicas of '{name}' died; Serve starts as many again"
+                self._coordinator.note.remote(died)
+            elif not whole and running >= wanted:
+                self._coordinator.note.remote(f"'{name}' has all its replicas again")
+            whole = running >= wanted
+
+    def end(self) -> None:
+        """Stop watching; before Ray is left, for asking Serve without it would start another Ray."""
+        self._ended.set()
+        self.join(timeout=60)
 
     def stop(self) -> None:
         """Take the application off Serve; other applications of the cluster stay."""
         from reward_servers.client import stop_reward_app
 
-        self.join(timeout=60)
         try:
             stop_reward_app(self._plan.app)
         except Exception as error:

@@ -61,8 +61,8 @@ class Report:
         grid = sample_grid(np.stack(list(images.values())), captions, marks, title)
         self._folder.write_image(f"samples_{phase}.png", grid)
         if phase == "after" and "before" in self._pictures:  # a resumed run has only the numbers of before
-            sides = [np.stack(list(self._pictures[side].values())) for side in ("before", "after")]
-            grid = comparison_grid(*sides, captions, self._marks["before"], marks, title.removeprefix("after "))
+            old, new = (np.stack(list(self._pictures[side].values())) for side in ("before", "after"))
+            grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
             self._folder.write_image("samples_compared.png", grid)
 
     def finish(self, updates: int, seconds: float) -> str:

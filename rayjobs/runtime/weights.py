@@ -54,7 +54,9 @@ def unpack(buffer: np.ndarray) -> dict[str, "torch.Tensor"]:
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             dtype = DTYPES[entry["dtype"]]
-            flat = torch.frombuffer(body[first:last], dtype=dtype) if last > first else torch.empty(0, dtype=dtype)
+            flat = torch.empty(0, dtype=dtype)
+            if last > first:
+                flat = torch.frombuffer(body[first:last], dtype=dtype)  # type: ignore[arg-type, unused-ignore]
             state[name] = flat.reshape(entry["shape"])
     return state
 

@@ -142,7 +142,7 @@ def _rate_factor(taken: int, start_step: int, steps: int) -> float:
 def train_sdxl(
     output_dir: Path,
     vae_dir: Path,
-    steps: int = 3000,
+    steps: int = 9000,
     batch_size: int = 32,
     lr: float = 1.5e-3,
     seed: int = 0,

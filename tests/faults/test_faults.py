@@ -20,6 +20,7 @@ from tests.runs import Models, local_ray, models, undisturbed
 
 __all__ = ["local_ray", "models", "undisturbed"]  # fixtures
 
+
 def resume(stopped: RunStopped, models: Models) -> Path:
     """Go on with the very command that the message names."""
     _, _, command = str(stopped).partition("python rayjobs/rlhf.py ")
@@ -47,8 +48,8 @@ def test_killed_processes_cost_time_and_nothing_else(
     said = capfd.readouterr().err
     assert re.search(r"rollout-\d died; its task goes to the next idle actor", said)
     assert re.search(r"rollout-\d is back as process \d+", said)
-    assert re.search(r"reward 'reward-struck' gave no answer", said)
-    assert re.search(r"reward 'reward-struck' answers again after", said)
+    assert re.search(r"1 of 1 replicas of 'reward-struck' died; Serve starts as many again", said)
+    assert re.search(r"'reward-struck' has all its replicas again", said)
     assert re.search(r"the learner group lost a rank and was restarted at update [24]", said)
     rows = runs.read_metrics(folder)
     assert rows[-1]["restarts_rollout"] == 1
