@@ -62,7 +62,7 @@ class SharpeningOptions:
     branch_steps: int = 1
     temperature: float = 0.0
     loss: Literal["dpo_margin", "dpo", "rebel"] = "dpo_margin"
-    beta: float = 200.0
+    beta: float = 50.0
     reward_scale: float = 0.0
     winner_weight: float = 0.0
     rollout_steps: int = 12

@@ -7,6 +7,7 @@ learning rate is annealed to zero where the verifiers still leave clear room, so
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -168,14 +169,13 @@ def train_sdxl(
     rng = np.random.default_rng([seed, 3, start_step])
     excluded = excluded_prompts()
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().requires_grad_(False)
-    vae.register_to_config(_name_or_path=vae_dir.name)  # the folder's own name: no path of this machine is saved
     scenes = [training_scene(rng) for _ in range(pool_size)]
     tokenizer = build_tokenizer([caption_for(scene, rng, set())[0] for scene in scenes])
     latents = torch.cat([_latents(vae, scenes[i : i + 50]) for i in range(0, pool_size, 50)])
     if start_from is None:
         pipeline = build_pipeline(vae, tokenizer)
     else:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(start_from)
+        pipeline = StableDiffusionXLPipeline.from_pretrained(start_from, vae=vae)
         tokenizer = pipeline.tokenizer
     trained = [pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2]
     parameters = [p for module in trained for p in module.parameters()]
@@ -200,6 +200,15 @@ def train_sdxl(
                 facts, right = verified(pipeline, guidance_scale)
                 print(f"sdxl step {step} guidance {guidance_scale}: facts {facts:.3f} all {right:.3f}", flush=True)
             pipeline.save_pretrained(output_dir, safe_serialization=True)
+            _forget_paths(output_dir)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Remove from a saved pipeline's configurations where its parts were loaded from: paths of this machine."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @torch.no_grad()
