@@ -155,7 +155,7 @@ class TrainingOptions:
         seed: the run's seed.
     """
 
-    updates: int = 30
+    updates: int = 40
     prompts_per_update: int = 24
     rollout_batch_size: int = 6
     train_batch_size: int = 32
