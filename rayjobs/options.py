@@ -126,6 +126,11 @@ class RLHFOptions(BaseModel):
         "η",
         ge=0,
     )
+    snr_gamma: float = option(
+        METHOD.snr_gamma, "method", "signal-to-noise ratio",
+        "weighs states by min(SNR, γ) / SNR in the loss, so that nearly clean ones do not drown the others; 0: equally",
+        "ω_T", ge=0,
+    )  # fmt: skip
     winner_weight: float = option(
         METHOD.winner_weight, "method", "1 / mean squared error",
         "weight of Eq. 9's supervised error on the winner beside the preference loss", "μ", ge=0,

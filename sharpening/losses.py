@@ -42,6 +42,22 @@ def log_ratio(
     return gain.sum(-1) / mask.sum(-1)
 
 
+def min_snr_weights(snr: Float[Tensor, "*batch"], gamma: float) -> Float[Tensor, "*batch"]:
+    """ω_T of a noise prediction, `min(SNR, γ) / SNR` (min-SNR-γ, arXiv 2303.09556).
+
+    Unweighted, the errors of nearly clean states are the largest, and what they say is noise: what a prompt decides
+    is settled at high noise, where errors are small.
+
+    Args:
+        snr: signal-to-noise ratio of each state.
+        gamma: γ; 0 means no weighting.
+
+    Returns:
+        Weights, 1 where SNR ≤ γ.
+    """
+    return (snr.clamp(max=gamma) / snr) if gamma > 0 else torch.ones_like(snr)
+
+
 def sft(
     error: Float[Tensor, "batch branch step"],
     branch_weights: Float[Tensor, "batch branch"],

@@ -44,6 +44,7 @@ class SharpeningOptions:
         beta: β, strength of the log ratio; errors are per-element means.
         reward_scale: η, what one unit of reward gap adds to the margin (0: plain DPO).
         winner_weight: μ, weight of Eq. 9's supervised error on the winner beside the preference loss (0: none).
+        snr_gamma: γ of the states' weights ω_T = min(SNR, γ) / SNR inside the loss (0: all weigh the same).
         rollout_steps: sampler steps of a generated image; also the grid branches walk on.
         guidance_scale: classifier-free guidance of rollouts and branches (1: none).
         loss_guidance_scale: guidance of the prediction inside the loss (1: the conditional prediction alone).
@@ -62,9 +63,10 @@ class SharpeningOptions:
     branch_steps: int = 1
     temperature: float = 0.0
     loss: Literal["dpo_margin", "dpo", "rebel"] = "dpo_margin"
-    beta: float = 50.0
+    beta: float = 200.0
     reward_scale: float = 0.0
     winner_weight: float = 0.0
+    snr_gamma: float = 1.0
     rollout_steps: int = 12
     guidance_scale: float = 1.0
     loss_guidance_scale: float = 1.0
@@ -87,6 +89,7 @@ class SharpeningOptions:
         _require(_nonnegative(self.beta) and self.beta > 0, "beta", "must be a finite number; pass one above 0")
         _require(_nonnegative(self.reward_scale), "reward_scale", "must be a finite number; pass 0 or more")
         _require(_nonnegative(self.winner_weight), "winner_weight", "must be a finite number; pass 0 or more")
+        _require(_nonnegative(self.snr_gamma), "snr_gamma", "must be a finite number; pass 0 for no weighting")
         _require(_nonnegative(self.guidance_scale), "guidance_scale", "must be a finite number; pass 1 for no guidance")
         _require(_nonnegative(self.loss_guidance_scale), "loss_guidance_scale", "must be a finite number of 0 or more")
         _require(self.rollout_steps >= 1, "rollout_steps", "is below 1; pass 1 or more")
@@ -155,11 +158,11 @@ class TrainingOptions:
         seed: the run's seed.
     """
 
-    updates: int = 40
+    updates: int = 50
     prompts_per_update: int = 24
     rollout_batch_size: int = 6
     train_batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 6e-5
     lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.9

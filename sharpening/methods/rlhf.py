@@ -120,7 +120,8 @@ class RLHFSharpening:
         """
         options = self.options
         error = pair_errors(policy, experience, options.loss_guidance_scale)
-        reference_error = experience.reference_error.to(error)
+        omega = losses.min_snr_weights(policy.snr(experience.timesteps), options.snr_gamma).to(error)[:, None, :]
+        error, reference_error = omega * error, omega * experience.reference_error.to(error)
         mask = experience.mask[:, None, :].to(error.device)
         winner, loser = losses.log_ratio(error, reference_error, mask).unbind(1)
         reward_w, reward_l = experience.reward.to(error).unbind(1)

@@ -157,6 +157,9 @@ class Policy(Protocol):
     ) -> Float[Tensor, "batch channel height width"]:
         """The noise that x_t and x0 imply, `(x_t − α_t x0) / σ_t`."""
 
+    def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Signal-to-noise ratio `α_t² / σ_t²` of a latent at t."""
+
     def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
         """Images of latents, uint8 `[B, H, W, 3]`."""
 

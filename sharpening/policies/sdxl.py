@@ -260,6 +260,17 @@ class SDXLPolicy:
         levels = (*self._levels(t, x_t), *self._levels(t_prev, x_t))
         return ddim_step(prediction.x0, prediction.eps, *levels)
 
+    def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Signal-to-noise ratio `α_t² / σ_t²`.
+
+        Args:
+            t: timesteps.
+
+        Returns:
+            One ratio a timestep.
+        """
+        return (self.schedule.alpha(t) / self.schedule.sigma(t)).square()
+
     def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
         """The sampler's grid.
 

@@ -140,3 +140,9 @@ def test_losses_stay_finite_far_out():
     far = torch.tensor([50.0], dtype=torch.float32)
     assert losses.dpo(-far, far, 2500.0).item() == pytest.approx(250_000.0)
     assert losses.dpo(far, -far, 2500.0).item() == 0.0
+
+
+def test_min_snr_weights_cap_what_nearly_clean_states_weigh():
+    snr = torch.tensor([0.01, 1.0, 4.0, 100.0])
+    torch.testing.assert_close(losses.min_snr_weights(snr, 2.0), torch.tensor([1.0, 1.0, 0.5, 0.02]))
+    assert losses.min_snr_weights(snr, 0.0).tolist() == [1.0, 1.0, 1.0, 1.0]

@@ -14,7 +14,9 @@ from sharpening.sampling import sample
 from sharpening.seeds import generator, noise
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
-OPTIONS = SharpeningOptions(branches=3, branch_steps=2, rollout_steps=6, timesteps_per_rollout=3, reward_scale=0.3)
+OPTIONS = SharpeningOptions(
+    branches=3, branch_steps=2, rollout_steps=6, timesteps_per_rollout=3, reward_scale=0.3, snr_gamma=0.0
+)  # fmt: skip
 
 
 def collect(policy, score, options=OPTIONS, slots=(0, 1, 2, 3), update=5, reference=None):
@@ -399,3 +401,24 @@ def test_the_winner_weight_adds_equation_9_on_the_winner(policy, brightness):
     anchored = RLHFSharpening(replace(OPTIONS, branch_steps=1, winner_weight=7.0)).loss(policy, experience).value
     # The policy is still the reference, whose errors the experience holds.
     torch.testing.assert_close(anchored, plain + 7.0 * experience.reference_error[:, 0].mean())
+
+
+def test_states_weigh_by_their_signal_to_noise_ratio(policy, brightness):
+    experience = collect(policy, brightness, replace(OPTIONS, branch_steps=1))
+    gamma = 0.5
+    # Another model than the reference, so that log ratios are not zero; by hand from the scheduler's own table.
+    experience.reference_error = experience.reference_error + torch.rand(
+        experience.reference_error.shape, generator=torch.Generator().manual_seed(0)
+    )
+    clean = policy._pipeline.scheduler.alphas_cumprod[experience.timesteps[:, 0]]
+    omega = torch.minimum(torch.ones_like(clean), gamma * (1 - clean) / clean)
+    assert omega.min() < 0.5 < omega.max()
+    error = pair_errors(policy, experience)[:, :, 0]
+    ratio = omega[:, None] * (experience.reference_error[:, :, 0] - error)
+    gap = experience.reward[:, 0] - experience.reward[:, 1]
+    margin = OPTIONS.beta * (ratio[:, 0] - ratio[:, 1]) - OPTIONS.reward_scale * gap
+    expected = -torch.log(1 / (1 + torch.exp(-margin.double()))).mean()
+    found = RLHFSharpening(replace(OPTIONS, branch_steps=1, snr_gamma=gamma)).loss(policy, experience)
+    assert found.value.item() == pytest.approx(expected.item(), rel=1e-4)
+    metrics = found.metrics
+    assert metrics["log_ratio_winner"] == pytest.approx(ratio[:, 0].mean().item(), rel=1e-4)
