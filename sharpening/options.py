@@ -158,7 +158,7 @@ class TrainingOptions:
         seed: the run's seed.
     """
 
-    updates: int = 50
+    updates: int = 36
     prompts_per_update: int = 24
     rollout_batch_size: int = 6
     train_batch_size: int = 32
