@@ -220,9 +220,10 @@ def test_serve_build_writes_the_bound_application(tmp_path: Path) -> None:
 
 
 SCORE_FROM_OUTSIDE = """
+import sys
 import numpy as np, ray
 from reward_servers.client import ServeScore
-ray.init(address="auto", log_to_driver=False)
+ray.init(address=sys.argv[1], log_to_driver=False)
 print(ServeScore("reward", deadline_s=100)(np.full((1, 64, 64, 3), 128, np.uint8), ["a red circle"]).values[0])
 """
 
@@ -249,7 +250,7 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             assert listening_addresses(port) == {"127.0.0.1"}
-            command = [sys.executable, "-c", SCORE_FROM_OUTSIDE]
+            command = [sys.executable, "-c", SCORE_FROM_OUTSIDE, cluster_address(server.pid)]
             scored = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
             assert scored.returncode == 0, scored.stderr
             expected = ClipScorer(str(folder)).score(np.full((1, 64, 64, 3), 128, np.uint8), ["a red circle"])
@@ -272,6 +273,14 @@ def answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def cluster_address(pid: int) -> str:
+    """Address of the cluster that a process started; "auto" would take any that runs on this machine."""
+    import psutil
+
+    words = [word for child in psutil.Process(pid).children(recursive=True) for word in child.cmdline()]
+    return next(word.partition("=")[2] for word in words if word.startswith("--gcs-address="))
 
 
 def listening_addresses(port: int) -> set[str]:
