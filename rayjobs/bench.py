@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayjobs.options import RLHFOptions
+    from rayjobs.options import JobOptions
 
 PARTS = ("ray", "memory", "rates")
 FULL = {"turns": 2, "updates": 5, "seconds": 30.0, "evaluation_prompts": 48}
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "RLHFOptions"]:
+def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "JobOptions"]:
     """Parse and check, before anything heavy starts.
 
     Args:
@@ -114,7 +114,7 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "RLHFOptions"
     return plan, validate(options.model_copy(update=job))
 
 
-def use_same_cores(options: "RLHFOptions") -> int:
+def use_same_cores(options: "JobOptions") -> int:
     """Give every process of the benchmark as many cores as threads compute at a time, where there are more.
 
     Args:
@@ -130,7 +130,7 @@ def use_same_cores(options: "RLHFOptions") -> int:
 
 
 def measure(
-    plan: argparse.Namespace, options: "RLHFOptions", threads: int, say: Callable[[str], None]
+    plan: argparse.Namespace, options: "JobOptions", threads: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure everything.
 
@@ -146,7 +146,7 @@ def measure(
     from rayjobs.benchmark.processes import TorchProcess, run_ray_job
 
     found: dict[str, Any] = {
-        "prompts_per_update": options.prompts_per_update, "pairs_per_update": options.pairs_per_update
+        "prompts_per_update": options.prompts_per_update, "pairs_per_update": options.groups_per_update
     }  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sharpening-bench-")))
@@ -172,7 +172,7 @@ def measure(
 
 
 def measure_memory(
-    plan: argparse.Namespace, options: "RLHFOptions", threads: int, files: dict[int, Path], say: Callable[[str], None]
+    plan: argparse.Namespace, options: "JobOptions", threads: int, files: dict[int, Path], say: Callable[[str], None]
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Peaks of memory, each in a fresh process.
 
@@ -248,11 +248,15 @@ def heading(machine: dict[str, Any], load: float, plan: argparse.Namespace, seco
     )
 
 
-def setting(options: "RLHFOptions") -> str:
+def setting(options: "JobOptions") -> str:
     """The job's options that decide what an update costs, as a sentence."""
+    from sharpening.options import SharpeningOptions
+
+    method = options.method_options()
+    assert isinstance(method, SharpeningOptions)
     return (
         f"{options.prompts_per_update} prompts an update in tasks of {options.rollout_batch_size}, "
-        f"n = {options.branches}, m = {options.branch_steps}, K = {options.timesteps_per_rollout}, "
+        f"n = {method.branches}, m = {method.branch_steps}, K = {method.timesteps_per_rollout}, "
         f"{options.rollout_steps} sampler steps, guidance {options.guidance_scale:g}, {options.num_rollout_actors} "
         f"rollout actors × {options.rollout_threads} threads, {options.num_learners} learners × "
         f"{options.learner_threads} threads, staleness {options.staleness}."

@@ -12,10 +12,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
-from rayjobs.options import GROUPS, RLHFOptions, metadata
-
-DESCRIPTION = "RLHF trajectory sharpening of a diffusion model on Ray (arXiv 2502.12146, Algorithm 2)."
-NAMES = tuple(RLHFOptions.model_fields)
+from rayjobs.options import GROUPS, JobOptions, options_class
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,10 +32,10 @@ def _base_type(annotation: Any) -> Any:
     return annotation
 
 
-def _default(name: str) -> str:
+def _default(model: type[JobOptions], name: str) -> str:
     """A default as the help words it."""
-    shown = metadata(name)["shown"]
-    value = RLHFOptions.model_fields[name].default
+    shown = model.metadata(name)["shown"]
+    value = model.model_fields[name].default
     if shown:
         return str(shown)
     if isinstance(value, bool):
@@ -48,22 +45,35 @@ def _default(name: str) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(model: type[JobOptions], program: str, methods: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser behind `--help`.
+
+    Args:
+        model: The options of the job's method.
+        program: The job's file name.
+        methods: What `--method` may name; a job of one method has no such option.
 
     Returns:
         A parser that leaves absent options out of its namespace and values as text, for pydantic to check.
     """
+    chosen = " --method NAME" if methods else ""
     parser = _Parser(
-        prog="rlhf.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        usage="python rayjobs/rlhf.py [--config FILE] [--option VALUE ...]",
+        prog=program, description=f"{model.option_class.about} of a diffusion model on Ray.", allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage=f"python rayjobs/{program}{chosen} [--config FILE] [--option VALUE ...]",
         epilog="Every option shows its unit, its default and the paper's symbol.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )  # fmt: skip
     groups = {key: parser.add_argument_group(key, about) for key, about in GROUPS.items()}
-    for name in NAMES:
-        field, extra = RLHFOptions.model_fields[name], metadata(name)
-        text = f"{field.description} [unit: {extra['unit']} | default: {_default(name)} | paper: {extra['symbol']}]"
+    if methods:
+        groups["method"].add_argument(
+            "--method", metavar="{" + ",".join(methods) + "}",
+            help="what to run; with --help, shows that method's own options [unit: - | default: none | paper: -]",
+        )  # fmt: skip
+    for name in model.model_fields:
+        field, extra = model.model_fields[name], model.metadata(name)
+        default = _default(model, name)
+        text = f"{field.description} [unit: {extra['unit']} | default: {default} | paper: {extra['symbol']}]"
         kind = _base_type(field.annotation)
         keywords: dict[str, Any] = {"help": text.replace("%", "%%"), "dest": name}
         if kind is bool:
@@ -82,9 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _suggest(word: str) -> str:
+def _suggest(word: str, model: type[JobOptions]) -> str:
     """What to do about a name that is no option."""
-    close = difflib.get_close_matches(word, NAMES, n=1)
+    close = difflib.get_close_matches(word, [*model.model_fields, "method", "config"], n=1)
     return f"did you mean --{close[0]}?" if close else "see --help for the options"
 
 
@@ -110,7 +120,7 @@ def read_config(path: str) -> dict[str, Any]:
         The mapping.
 
     Raises:
-        OptionError: If the file is absent or unreadable, or names something that is no option.
+        OptionError: If the file is absent or unreadable.
     """
     try:
         values = _load(path)
@@ -120,20 +130,17 @@ def read_config(path: str) -> dict[str, Any]:
         raise OptionError("config", f"{path} is not valid JSON or YAML ({error})", "correct the file") from error
     if not isinstance(values, dict):
         raise OptionError("config", f"{path} holds no mapping", "write option names and values into it")
-    for key in values:
-        if key not in NAMES:
-            raise OptionError("config", f"{path} has '{key}', which is no option", _suggest(str(key)))
     return values
 
 
-def _explain(error: ValidationError, from_file: str | None) -> tuple[str, str, str]:
+def _explain(error: ValidationError, from_file: str | None, model: type[JobOptions]) -> tuple[str, str, str]:
     """The first thing that pydantic found: the option, what is wrong, what to do."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     value = first["input"]
     context = first.get("ctx", {})
     where = f" (in {from_file})" if from_file else ""
-    kind = _base_type(RLHFOptions.model_fields[name].annotation)
+    kind = _base_type(model.model_fields[name].annotation)
     if first["type"] == "literal_error":
         return (name, f"unknown value '{value}'{where}", f"choose one of {', '.join(get_args(kind))}")
     words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
@@ -141,7 +148,8 @@ def _explain(error: ValidationError, from_file: str | None) -> tuple[str, str, s
         if key in context:
             limit = f"{context[key]:g}"
             remedy = (
-                str(metadata(name)["fix"]) or f"pass a value {'of ' if word.startswith('at') else ''}{word} {limit}"
+                str(model.metadata(name)["fix"])
+                or f"pass a value {'of ' if word.startswith('at') else ''}{word} {limit}"
             )
             return (name, f"must be {word} {limit}, is {value}{where}", remedy)
     if first["type"] == "finite_number":
@@ -152,11 +160,13 @@ def _explain(error: ValidationError, from_file: str | None) -> tuple[str, str, s
     return (name, f"'{value}' is not {expected}{where}", f"pass {expected}")
 
 
-def parse(argv: Sequence[str]) -> RLHFOptions:
+def parse(argv: Sequence[str], program: str = "rlhf.py", methods: Sequence[str] = ("rlhf",)) -> JobOptions:
     """Read the command line and the file named by `--config`.
 
     Args:
         argv: Arguments, without the program's name.
+        program: The job's file name.
+        methods: The methods that the job can run; with more than one, `--method` or the file says which.
 
     Returns:
         Options whose values are each within their bounds; `rayjobs.validation` checks what they point to.
@@ -164,17 +174,41 @@ def parse(argv: Sequence[str]) -> RLHFOptions:
     Raises:
         OptionError: If an option is unknown or its value is wrong.
     """
-    namespace, unknown = build_parser().parse_known_args(list(argv))
+    first = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    first.add_argument("--config")
+    first.add_argument("--method")
+    asked = vars(first.parse_known_args(list(argv))[0])
+    path = asked.get("config")
+    file_values = read_config(path) if path else {}
+    method = _method(asked.get("method"), file_values.pop("method", None), methods, "--help" in argv or "-h" in argv)
+    model = options_class(method)
+    for key in file_values:
+        if key not in model.model_fields:
+            raise OptionError("config", f"{path} has '{key}', which is no option", _suggest(str(key), model))
+    parser = build_parser(model, program, methods if len(methods) > 1 else ())
+    namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("--"):
             raise OptionError("help", f"unexpected argument '{word}'", "options start with --, see --help")
-        raise OptionError(word.lstrip("-"), "unknown option", _suggest(word.lstrip("-")))
-    flags = vars(namespace)
-    path = flags.pop("config", None)
-    file_values = read_config(path) if path else {}
+        raise OptionError(word.lstrip("-"), "unknown option", _suggest(word.lstrip("-"), model))
+    flags = {name: value for name, value in vars(namespace).items() if name not in ("config", "method")}
     try:
-        return RLHFOptions(**{**file_values, **flags})
+        return model(**{**file_values, **flags})
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
-        raise OptionError(*_explain(error, None if name in flags else path)) from error
+        raise OptionError(*_explain(error, None if name in flags else path, model)) from error
+
+
+def _method(asked: str | None, in_file: Any, methods: Sequence[str], only_help: bool) -> str:
+    """The method that the command line or the file names; the first one for a help that names none."""
+    if len(methods) == 1 and asked is not None:
+        raise OptionError("method", "this job runs one method", "leave it out, or call rayjobs/finetune.py")
+    method = asked or in_file or (methods[0] if len(methods) == 1 or only_help else None)
+    if method is None:
+        raise OptionError("method", "nothing says which method to run", f"choose one of {', '.join(methods)}")
+    if method not in methods:
+        where = "" if asked else " (in the file)"
+        remedy = f"choose one of {', '.join(methods)}" if len(methods) > 1 else "call rayjobs/finetune.py"
+        raise OptionError("method", f"unknown method '{method}'{where}", remedy)
+    return str(method)

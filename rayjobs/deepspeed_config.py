@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.errors import OptionError
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 AUTO = "auto"
@@ -54,13 +54,14 @@ def load_deepspeed(path: str) -> dict[str, Any]:
     return config
 
 
-def _flag_values(options: RLHFOptions) -> Iterator[tuple[Key, Any, str]]:
+def _flag_values(options: JobOptions) -> Iterator[tuple[Key, Any, str]]:
     """Settings that both the JSON and the flags have: where, the flags' value, and which flags give it."""
-    yield ("train_batch_size",), options.pairs_per_update, "--prompts_per_update × --timesteps_per_rollout"
+    per_step = options.groups_per_update // options.inner_steps
+    yield ("train_batch_size",), per_step, "groups an update (--prompts_per_update × the method's) / --inner_steps"
     yield ("train_micro_batch_size_per_gpu",), options.train_batch_size, "--train_batch_size"
     yield (
         ("gradient_accumulation_steps",), options.accumulation,
-        "--prompts_per_update × --timesteps_per_rollout / (--num_learners × --train_batch_size)",
+        "groups an update / (--inner_steps × --num_learners × --train_batch_size)",
     )  # fmt: skip
     yield ("gradient_clipping",), options.max_grad_norm, "--max_grad_norm"
     yield ("bf16", "enabled"), options.mixed_precision == "bf16", "--mixed_precision"
@@ -86,7 +87,7 @@ def _same(found: Any, wanted: Any) -> bool:
     return isinstance(found, (int, float)) and math.isclose(found, wanted, rel_tol=1e-9)
 
 
-def check_deepspeed(config: dict[str, Any], options: RLHFOptions) -> None:
+def check_deepspeed(config: dict[str, Any], options: JobOptions) -> None:
     """Refuse a configuration that contradicts the flags; `auto` and absent settings never do.
 
     Args:
@@ -118,7 +119,7 @@ def check_deepspeed(config: dict[str, Any], options: RLHFOptions) -> None:
         )  # fmt: skip
 
 
-def resolve_deepspeed(config: dict[str, Any], options: RLHFOptions) -> dict[str, Any]:
+def resolve_deepspeed(config: dict[str, Any], options: JobOptions) -> dict[str, Any]:
     """Fill every `auto` and every absent setting with the flags' values.
 
     Args:

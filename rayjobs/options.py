@@ -1,24 +1,27 @@
-"""The options of `rayjobs/rlhf.py`: one pydantic model, from which the command line and its help are made.
+"""The options of a fine-tuning job: a pydantic model a method, from which the command line and its help are made.
 
-Every option says its unit, bounds and the paper's symbol here; defaults that the in-process loop has too are those of
-`sharpening.options`. Nothing heavy is imported.
+Every option says its unit, bounds and the paper's symbol: what all jobs have here, what a method adds where the method
+declares it (`sharpening.options`). Nothing heavy is imported.
 """
 
 import math
-from dataclasses import fields
-from typing import Any, Literal
+from copy import copy
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from sharpening.options import SharpeningOptions, TrainingOptions
+from sharpening import methods
+from sharpening.options import Kind, MethodOptions, TrainingOptions
 
 EMBEDDED = "embedded"
-METHOD = SharpeningOptions()
+RANK = "rank"
 TRAINING = TrainingOptions()
 GROUPS = {
-    "model": "the diffusion model that is sharpened",
-    "prompts": "what it is asked to draw",
-    "method": "trajectory sharpening (arXiv 2502.12146, Algorithm 2)",
+    "model": "the diffusion model that is fine-tuned",
+    "data": "what it learns from",
+    "method": "the method",
     "reward": "who judges the images",
     "optimiser": "AdamW under DeepSpeed",
     "ray": "processes and where they run",
@@ -58,8 +61,16 @@ def option(
     return Field(default, description=about, json_schema_extra=extra, **bounds)  # type: ignore[call-overload]
 
 
-class RLHFOptions(BaseModel):
-    """Everything that decides what an RLHF sharpening run does.
+def _declared(option_class: type[MethodOptions], name: str) -> Any:
+    """The pydantic field of an option that a method declares."""
+    found = next(f for f in fields(option_class) if f.name == name)
+    assert found.default is not MISSING
+    told = {key: found.metadata[key] for key in ("unit", "about", "symbol", "fix", "resume")}
+    return option(found.default, "method", **told, **found.metadata["bounds"])
+
+
+class JobOptions(BaseModel):
+    """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
     """
@@ -74,109 +85,23 @@ class RLHFOptions(BaseModel):
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
     )
     mixed_precision: Literal["no", "bf16"] = option("no", "model", "-", "arithmetic of the learner")
-    rollout_precision: Literal["fp32", "bf16"] = option(
-        METHOD.rollout_precision,
-        "model",
-        "-",
-        "arithmetic of sampling and branching, never that of the errors compared",
-    )
     allow_tf32: bool = option(False, "model", "switch", "let matrix products on Ampere GPUs and later use TF32")
     seed: int = option(
         TRAINING.seed, "model", "integer", "run seed; all noise is a function of it and of counters", ge=0
     )
 
-    # prompts
-    prompts: str = option(EMBEDDED, "prompts", "file", "training prompts: .txt (one a line), .jsonl or .parquet", "c")
-    caption_column: str = option("text", "prompts", "column", "where a .jsonl or .parquet file keeps the prompt")
+    # data
     prompts_per_update: int = option(
-        TRAINING.prompts_per_update, "prompts", "prompts an update", "prompts behind one optimiser update", ge=1
+        TRAINING.prompts_per_update, "data", "prompts an update", "examples behind one update", ge=1
     )
     rollout_batch_size: int = option(
-        TRAINING.rollout_batch_size, "prompts", "prompts a task", "prompts that one rollout task holds", ge=1
+        TRAINING.rollout_batch_size, "data", "prompts a task", "examples that one rollout task holds", ge=1
     )
 
     # method
-    branches: int = option(
-        METHOD.branches, "method", "branches", "branches of one prompt and timestep (paper: 3)", "n", ge=2,
-        fix="RLHF sharpening compares a winner with a loser, so pass --branches 2 or more",
-    )  # fmt: skip
-    branch_steps: int = option(
-        METHOD.branch_steps, "method", "denoising steps", "steps that a branch takes (paper: 3)", "m", ge=1
-    )
-    temperature: float = option(
-        METHOD.temperature,
-        "method",
-        "reward units",
-        "path-integral temperature; 0 takes the best and the worst branch",
-        "λ",
-        ge=0,
-    )
-    loss: Literal["dpo_margin", "dpo", "rebel"] = option(
-        METHOD.loss, "method", "-", "dpo_margin is Eq. 11, dpo leaves its reward margin out, rebel is a regression",
-        "L_RLHF",
-    )  # fmt: skip
-    beta: float = option(
-        METHOD.beta, "method", "1 / mean squared error", "strength of the pull to the reference", "β", gt=0
-    )
-    reward_scale: float = option(
-        METHOD.reward_scale,
-        "method",
-        "1 / reward unit",
-        "scale of the reward gap in the loss; 0 leaves it out",
-        "η",
-        ge=0,
-    )
-    snr_gamma: float = option(
-        METHOD.snr_gamma, "method", "signal-to-noise ratio",
-        "weighs states by min(SNR, γ) / SNR in the loss, so that nearly clean ones do not drown the others; 0: equally",
-        "ω_T", ge=0,
-    )  # fmt: skip
-    winner_weight: float = option(
-        METHOD.winner_weight, "method", "1 / mean squared error",
-        "weight of Eq. 9's supervised error on the winner beside the preference loss", "μ", ge=0,
-    )  # fmt: skip
-    rollout_steps: int = option(
-        METHOD.rollout_steps, "method", "denoising steps", "sampler steps of a rollout", "T", ge=1
-    )
-    guidance_scale: float = option(
-        METHOD.guidance_scale,
-        "method",
-        "-",
-        "classifier-free guidance of rollouts; 1 is unguided and costs half",
-        "w",
-        ge=0,
-    )
-    timesteps_per_rollout: int = option(
-        METHOD.timesteps_per_rollout,
-        "method",
-        "timesteps a prompt",
-        "timesteps at which every prompt's images are branched and learnt",
-        "K",
-        ge=1,
-    )
-    selection: Literal["prompt", "timestep"] = option(
-        METHOD.selection, "method", "-",
-        "one winner and loser a prompt, by the reward over all its timesteps, or each timestep its own", "τ̂",
-    )  # fmt: skip
-    latents_per_prompt: int = option(
-        METHOD.latents_per_prompt, "method", "latents",
-        "clean latents a prompt: 0 for one a branch, 1 as in the paper's text", "x_0", ge=0,
-    )  # fmt: skip
-    branch_noise: Literal["shared", "own", "fresh"] = option(
-        METHOD.branch_noise,
-        "method",
-        "-",
-        "noise of the branches: one for all, each one's sampling noise, or new for each",
-        "ε_i",
-    )
-    target: Literal["initial", "state"] = option(
-        METHOD.target, "method", "-", "noise a state is regressed to: the branch's, or the one its state implies", "ε"
-    )
-
-    loss_guidance_scale: float = option(
-        METHOD.loss_guidance_scale, "method", "-",
-        "guidance of the prediction inside the loss; 1 is the conditional one", "w", ge=0,
-    )  # fmt: skip
+    rollout_steps: int = _declared(MethodOptions, "rollout_steps")
+    guidance_scale: float = _declared(MethodOptions, "guidance_scale")
+    rollout_precision: Literal["fp32", "bf16"] = _declared(MethodOptions, "rollout_precision")
 
     # reward
     reward: Literal["clip"] = option("clip", "reward", "-", "which reward: clip is CLIP's cosine × 100", "R")
@@ -200,13 +125,16 @@ class RLHFOptions(BaseModel):
     train_batch_size: int = option(
         TRAINING.train_batch_size,
         "optimiser",
-        "pairs a device",
-        "pairs (a prompt at a timestep) in one forward and backward pass",
+        "groups a device",
+        "groups (a prompt at a timestep) in one forward and backward pass",
         ge=1,
     )
+    inner_steps: int = option(
+        TRAINING.inner_steps, "optimiser", "steps an update", "optimiser steps made from one update's experience", ge=1
+    )
     gradient_accumulation_steps: int | None = option(
-        None, "optimiser", "passes an update", "checked against the value that the other options give", "-",
-        "prompts_per_update × timesteps_per_rollout / (num_learners × train_batch_size)", ge=1,
+        None, "optimiser", "passes a step", "checked against the value that the other options give", "-",
+        "groups an update / (num_learners × train_batch_size × inner_steps)", ge=1,
     )  # fmt: skip
     max_train_steps: int = option(
         TRAINING.updates, "optimiser", "updates", "optimiser updates in the whole run", resume=False, ge=1
@@ -273,7 +201,7 @@ class RLHFOptions(BaseModel):
 
     # output
     output_dir: str | None = option(
-        None, "output", "folder", "the run folder", shown="runs/rlhf-<date>-<time>", resume=False
+        None, "output", "folder", "the run folder", shown="runs/<method>-<date>-<time>", resume=False
     )
     checkpointing_steps: int = option(10, "output", "updates", "updates between checkpoints", resume=False, ge=1)
     checkpoints_total_limit: int | None = option(2, "output", "checkpoints", "checkpoints to keep", resume=False, ge=1)
@@ -296,29 +224,37 @@ class RLHFOptions(BaseModel):
             raise ValueError("every guidance scale must be a finite number of at least 0")
         return value
 
+    method: ClassVar[str] = ""
+    option_class: ClassVar[type[MethodOptions]] = MethodOptions
+
     @property
-    def pairs_per_update(self) -> int:
-        """Pairs (a prompt at a timestep: a winner and a loser) in one update, over all learners."""
-        return self.prompts_per_update * self.timesteps_per_rollout
+    def groups_per_update(self) -> int:
+        """Groups, the unit a loss is a mean over, of one update, over all learners."""
+        return self.prompts_per_update * self.method_options().groups_per_prompt
 
     @property
     def accumulation(self) -> int:
-        """Forward and backward passes that a learner makes for one update."""
-        return self.pairs_per_update // (self.num_learners * self.train_batch_size)
+        """Forward and backward passes that a learner makes for one optimiser step."""
+        return self.groups_per_update // (self.num_learners * self.train_batch_size * self.inner_steps)
 
     @property
     def guidance_scales(self) -> tuple[float, ...]:
-        """Guidance scales to evaluate at: the one the model is sharpened for first, then the others, rising."""
+        """Guidance scales to evaluate at: the one the model is trained for first, then the others, rising."""
         others = sorted({scale for scale in self.eval_guidance_scales if scale != self.guidance_scale})
         return (self.guidance_scale, *others)
 
-    def method_options(self) -> SharpeningOptions:
+    @property
+    def data(self) -> Kind:
+        """The kind of training example the method learns from."""
+        return self.option_class.data
+
+    def method_options(self) -> MethodOptions:
         """The part that the method itself reads.
 
         Returns:
-            The options of `sharpening.methods.rlhf.RLHFSharpening`; making them checks their combinations.
+            The method's options; making them checks their combinations.
         """
-        return SharpeningOptions(**{f.name: getattr(self, f.name) for f in fields(SharpeningOptions)})
+        return self.option_class(**{f.name: getattr(self, f.name) for f in fields(self.option_class)})
 
     def training_options(self) -> TrainingOptions:
         """The part that the in-process loop reads as well.
@@ -333,26 +269,96 @@ class RLHFOptions(BaseModel):
         """What a run folder's `config.json` holds; `--config` reads it back.
 
         Returns:
-            Every option but those that say where a run is (its folder, its cluster), so that the file can start
-            another run and names no machine.
+            The method, and every option but those that say where a run is (its folder, its cluster), so that the file
+            can start another run and names no machine.
         """
-        return self.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", "ray_address"})
+        values = self.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", "ray_address"})
+        return {"method": self.method, **values}
+
+    @classmethod
+    def metadata(cls, name: str) -> dict[str, Any]:
+        """What `option` noted about a field.
+
+        Args:
+            name: The option's name.
+
+        Returns:
+            Its group, unit, symbol, shown default, fix and whether a resumed run must keep it.
+        """
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return dict(extra)
+
+    @classmethod
+    def must_match(cls) -> list[str]:
+        """Names of the options that a resumed run must keep, in their order of declaration."""
+        return [name for name in cls.model_fields if cls.metadata(name)["resume"]]
+
+    def __reduce__(self) -> Any:
+        # The class is made at run time: another process makes it again from the method's name.
+        return _load, (self.method, self.model_dump())
 
 
-def metadata(name: str) -> dict[str, Any]:
-    """What `option` noted about a field.
+def _load(method: str, values: dict[str, Any]) -> JobOptions:
+    return options_class(method)(**values)
+
+
+class PromptOptions(BaseModel):
+    """Where prompts come from, for methods that draw their own images."""
+
+    prompts: str = option(EMBEDDED, "data", "file", "training prompts: .txt (one a line), .jsonl or .parquet", "c")
+    caption_column: str = option("text", "data", "column", "where a .jsonl or .parquet file keeps the prompt")
+
+
+class ImageOptions(BaseModel):
+    """Where images with captions come from."""
+
+    train_data: str = option(EMBEDDED, "data", "Parquet file", "images with captions to learn from", "x_0, c")
+    image_column: str = option("image", "data", "column", "where the file keeps images: PNG or JPEG bytes")
+    caption_column: str = option("text", "data", "column", "where the file keeps their captions")
+
+
+class PairOptions(PromptOptions):
+    """Where preference pairs come from."""
+
+    train_data: str = option(
+        RANK, "data", "Parquet file",
+        f"preference pairs to learn from; '{RANK}': the base model draws them for --prompts, the reward ranks them",
+    )  # fmt: skip
+    caption_column: str = option("caption", "data", "column", "where files keep the caption or prompt")
+    ranked_prompts: int = option(400, "data", "prompts", f"prompts that '{RANK}' draws images for", ge=1)
+    ranked_samples: int = option(
+        4, "data", "images a prompt", f"images of a prompt, of which '{RANK}' keeps the best and the worst", ge=2
+    )
+
+
+DATA: dict[Kind, type[BaseModel]] = {"prompts": PromptOptions, "images": ImageOptions, "pairs": PairOptions}
+
+
+@lru_cache
+def options_class(method: str) -> type[JobOptions]:
+    """The options of a method's jobs: what all have, with the defaults it was tuned with, and what it adds.
 
     Args:
-        name: The option's name.
+        method: A name in `sharpening.methods.METHODS`.
 
     Returns:
-        Its group, unit, symbol, shown default, fix and whether a resumed run must keep it.
+        The pydantic model.
     """
-    extra = RLHFOptions.model_fields[name].json_schema_extra
-    assert isinstance(extra, dict)
-    return dict(extra)
+    declared = methods.options_class(method)
+    hints = get_type_hints(declared)
+    found: dict[str, Any] = {f.name: (hints[f.name], _declared(declared, f.name)) for f in fields(declared)}
+    for f in fields(TrainingOptions):
+        name = "max_train_steps" if f.name == "updates" else f.name
+        common = JobOptions.model_fields[name]
+        tuned = copy(common)
+        tuned.default = getattr(declared.training, f.name)
+        if tuned.default != common.default:
+            found[name] = (common.annotation, tuned)
+    bases = (JobOptions, DATA[declared.data])
+    made: Any = create_model(f"{declared.__name__}OfJob", __base__=bases, __module__=__name__, **found)
+    made.method, made.option_class = method, declared
+    return made
 
 
-def must_match() -> list[str]:
-    """Names of the options that a resumed run must keep, in their order of declaration."""
-    return [name for name in RLHFOptions.model_fields if metadata(name)["resume"]]
+RLHFOptions = options_class("rlhf")

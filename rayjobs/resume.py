@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
-from rayjobs.options import RLHFOptions, must_match
+from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
 
 LATEST = "latest"
@@ -27,7 +27,7 @@ def owner(checkpoint: Path) -> Path | None:
     return next((p for p in places if (p / "config.json").is_file() and (p / checkpoints.FOLDER).is_dir()), None)
 
 
-def check_resume(options: RLHFOptions) -> tuple[str | None, str | None]:
+def check_resume(options: JobOptions) -> tuple[str | None, str | None]:
     """Find the checkpoint to go on from and refuse options that are not its run's.
 
     Args:
@@ -72,14 +72,18 @@ def check_resume(options: RLHFOptions) -> tuple[str | None, str | None]:
     return given or str(run_folder), str(checkpoint)
 
 
-def _check_same(options: RLHFOptions, run_folder: Path) -> None:
+def _check_same(options: JobOptions, run_folder: Path) -> None:
     """Refuse options that differ from the run's where that changes its arithmetic."""
     path = run_folder / "config.json"
     try:
-        before = RLHFOptions(**json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        method = values.pop("method", options.method)
+        before = type(options)(**values) if method == options.method else None
     except (OSError, ValueError, TypeError, ValidationError) as error:
         raise OptionError(NAME, f"{path} cannot be read", "start afresh in another --output_dir") from error
-    names = must_match()
+    if before is None:
+        raise OptionError(NAME, f"the run in {run_folder} is one of {method}", "pass its --config, or start afresh")
+    names = options.must_match()
     if options.lr_scheduler in ("cosine", "linear"):
         names.append("max_train_steps")  # these schedules end where the run does
     for name in names:

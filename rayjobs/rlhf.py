@@ -8,23 +8,9 @@ Exit codes: 0 when all updates were made, 2 when an option is wrong (nothing was
 (its last checkpoint is intact, and the message says how to continue), 130 on Ctrl-C.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def find_packages() -> None:
-    """Make `rayjobs` and `sharpening` importable when this file is run as a script of an uninstalled project.
-
-    Python puts the script's own folder on the path, not the project's, and from there `rayjobs/errors.py` would be
-    a top-level module.
-    """
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "rayjobs"]
-    if not any(Path(entry or ".").resolve() == ROOT for entry in sys.path):
-        sys.path.insert(0, str(ROOT))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,27 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from rayjobs.command_line import parse
-    from rayjobs.errors import JobError
-    from rayjobs.validation import validate
+    from rayjobs.job import run_job
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        options = validate(parse(sys.argv[1:] if argv is None else argv))
-        from rayjobs.runtime.driver import run
-
-        run(options)
-    except JobError as error:
-        print(f"rlhf: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("rlhf: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_job(argv, "rlhf.py", ("rlhf",))
 
 
 if __name__ == "__main__":
-    find_packages()
+    # The project's folder, not this file's, from which `rayjobs/errors.py` would be a top-level module.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     sys.exit(main())

@@ -8,20 +8,22 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
 from rayjobs.errors import OptionError
-from rayjobs.options import EMBEDDED, RLHFOptions
+from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
 from rayjobs.resume import LATEST, check_resume
 from sharpening.options import OptionError as MethodError
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
-def validate(options: RLHFOptions) -> RLHFOptions:
+def validate(options: JobOptions) -> JobOptions:
     """Check what options say together and what they point to, and derive what was left open.
 
     Args:
@@ -45,7 +47,7 @@ def validate(options: RLHFOptions) -> RLHFOptions:
         check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
     check_reward_model(options)
-    check_prompts(options)
+    check_data(options.model_copy(update={"resolution": resolution}))
     derived = {
         "resolution": resolution,
         "gradient_accumulation_steps": options.accumulation,
@@ -54,30 +56,26 @@ def validate(options: RLHFOptions) -> RLHFOptions:
     }
     resolved = options.model_copy(update=derived)
     run_folder, checkpoint = check_resume(resolved)
-    resolved = resolved.model_copy(update={"output_dir": run_folder or options.output_dir or new_run_folder()})
+    place = run_folder or options.output_dir or new_run_folder(options.method)
+    resolved = resolved.model_copy(update={"output_dir": place})
     check_output(resolved)
     return resolved.model_copy(update={"resume_from_checkpoint": checkpoint})
 
 
-def settle_folders(options: RLHFOptions) -> RLHFOptions:
+def settle_folders(options: JobOptions) -> JobOptions:
     """Say where run folders lie that are named relative to the present folder (see `machine.lasting`)."""
     named = {"output_dir": options.output_dir, "resume_from_checkpoint": options.resume_from_checkpoint}
     lasting = {name: str(machine.lasting(value)) for name, value in named.items() if value not in (None, LATEST)}
     return options.model_copy(update=lasting)
 
 
-def check_method(options: RLHFOptions) -> None:
+def check_method(options: JobOptions) -> None:
     """Refuse settings of the method and the schedule that cannot go together."""
     try:
         options.method_options()
     except MethodError as error:
         problem, _, remedy = error.reason.rpartition("; ")
         raise OptionError(error.option, problem or error.reason, remedy or "change one of the two") from error
-    if options.branch_steps > options.rollout_steps:
-        raise OptionError(
-            "branch_steps", f"a branch of {options.branch_steps} steps does not fit into {options.rollout_steps}",
-            "pass at most --rollout_steps",
-        )  # fmt: skip
     if options.lr_scheduler in ("cosine", "linear") and options.lr_warmup_steps >= options.max_train_steps:
         raise OptionError(
             "lr_warmup_steps", f"{options.lr_warmup_steps} updates of warm-up leave none of {options.max_train_steps}",
@@ -87,31 +85,37 @@ def check_method(options: RLHFOptions) -> None:
         raise OptionError("lr_warmup_steps", "'constant' has no warm-up", "pass --lr_scheduler constant_with_warmup")
 
 
-def check_batches(options: RLHFOptions) -> None:
+def check_batches(options: JobOptions) -> None:
     """Refuse batch sizes that do not make a whole number of passes on every learner."""
-    pairs, at_once = options.pairs_per_update, options.num_learners * options.train_batch_size
+    pairs = options.groups_per_update
+    at_once = options.num_learners * options.train_batch_size * options.inner_steps
     if pairs % at_once:
         fitting = max(
-            (d for d in range(1, options.train_batch_size) if pairs % (options.num_learners * d) == 0), default=None
+            (d for d in range(1, options.train_batch_size) if pairs % (at_once // options.train_batch_size * d) == 0),
+            default=None,
         )
         remedy = f"pass --train_batch_size {fitting}" if fitting else "change --num_learners or --prompts_per_update"
         raise OptionError(
             "train_batch_size",
-            f"{options.prompts_per_update} prompts × {options.timesteps_per_rollout} timesteps = {pairs} pairs an "
-            f"update are no multiple of {options.num_learners} learners × {options.train_batch_size} pairs",
+            f"{pairs} groups an update ({_product(options)}) are no multiple of {options.num_learners} learners × "
+            f"{options.train_batch_size} groups × {options.inner_steps} steps",
             remedy,
         )  # fmt: skip
     stated = options.gradient_accumulation_steps
     if stated is not None and stated != options.accumulation:
         raise OptionError(
             "gradient_accumulation_steps",
-            f"is {stated}, but {pairs} pairs an update on {options.num_learners} learners × "
-            f"{options.train_batch_size} pairs make {options.accumulation}",
+            f"is {stated}, but {pairs} groups an update on {options.num_learners} learners × "
+            f"{options.train_batch_size} groups × {options.inner_steps} steps make {options.accumulation}",
             "leave it out, or change --train_batch_size",
         )  # fmt: skip
 
 
-def find_device(options: RLHFOptions) -> str | None:
+def _product(options: JobOptions) -> str:
+    return f"{options.prompts_per_update} prompts × {options.method_options().groups_per_prompt}"
+
+
+def find_device(options: JobOptions) -> str | None:
     """Where learners and actors run.
 
     Args:
@@ -131,7 +135,7 @@ def find_device(options: RLHFOptions) -> str | None:
     return "cuda" if gpus and options.use_gpu != "no" else "cpu"
 
 
-def settle_device(options: RLHFOptions, device: str, available: int, where: str) -> RLHFOptions:
+def settle_device(options: JobOptions, device: str, available: int, where: str) -> JobOptions:
     """Fix the device and what follows from it; the driver calls this for a cluster, once it has joined it.
 
     Args:
@@ -192,7 +196,7 @@ def check_hub_id(option: str, value: str) -> None:
         raise OptionError(option, f"HF_HUB_OFFLINE is set and {value} is not in the cache", "pass a model folder")
 
 
-def check_model(options: RLHFOptions) -> int | None:
+def check_model(options: JobOptions) -> int | None:
     """Refuse an absent, incomplete or truncated pipeline, and a resolution that is not the model's.
 
     Args:
@@ -227,7 +231,7 @@ def check_model(options: RLHFOptions) -> int | None:
     return native or options.resolution
 
 
-def check_reward_model(options: RLHFOptions) -> None:
+def check_reward_model(options: JobOptions) -> None:
     """Refuse a reward model that is not there."""
     from sharpening import checks
 
@@ -289,7 +293,33 @@ def native_resolution(folder: Path) -> int | None:
         return None
 
 
-def check_prompts(options: RLHFOptions) -> None:
+def check_data(options: JobOptions) -> None:
+    """Refuse training data that is absent, empty, broken or lacks a column; files are read through once."""
+    if isinstance(options, ImageOptions) and options.train_data != EMBEDDED:
+        from sharpening.data.images import check_images
+
+        _check_file(options, check_images)
+    if isinstance(options, PairOptions) and options.train_data != RANK:
+        from sharpening.data.pairs import check_pairs
+
+        _check_file(options, check_pairs)
+    elif isinstance(options, PromptOptions):
+        check_prompts(options)
+
+
+def _check_file(options: JobOptions, check: Callable[[Any], None]) -> None:
+    """Open a file of images or pairs and read it through."""
+    from rayjobs.runtime.training_data import open_source
+    from sharpening.data.source import DataFileError
+
+    source: Any = open_source(options)
+    try:
+        check(source)
+    except DataFileError as error:
+        raise OptionError("train_data", *_reason(error)) from error
+
+
+def check_prompts(options: PromptOptions) -> None:
     """Refuse a prompts file that is absent, empty, badly encoded or lacks the column."""
     if options.prompts == EMBEDDED:
         return
@@ -303,9 +333,9 @@ def check_prompts(options: RLHFOptions) -> None:
         raise OptionError("prompts", *_reason(error)) from error
 
 
-def new_run_folder() -> str:
+def new_run_folder(method: str) -> str:
     """A folder name under `runs/` that nothing has yet."""
-    stem = machine.lasting("runs") / time.strftime("rlhf-%Y%m%d-%H%M%S")
+    stem = machine.lasting("runs") / time.strftime(f"{method}-%Y%m%d-%H%M%S")
     folder, number = stem, 1
     while folder.exists():
         number += 1
@@ -313,7 +343,7 @@ def new_run_folder() -> str:
     return str(folder)
 
 
-def check_output(options: RLHFOptions) -> None:
+def check_output(options: JobOptions) -> None:
     """Refuse an output folder that is another run's or cannot be written to; creates nothing that stays."""
     folder = Path(str(options.output_dir)).expanduser()
     remedy = "pass another folder"
@@ -330,7 +360,7 @@ def check_output(options: RLHFOptions) -> None:
     if not place.is_dir():
         raise OptionError("output_dir", f"{place} is a file, so {folder} cannot be made", remedy)
     try:  # permission bits say nothing to root or on a read-only file system: only trying does
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".rlhf-") as probe:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".sharpening-") as probe:
             probe.write(b"\0")
             probe.flush()
     except OSError as error:

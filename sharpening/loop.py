@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-from sharpening.data.prompts import PromptStream
+from sharpening.data.prompts import Stream
+from sharpening.data.source import Source
 from sharpening.learning_rate import learning_rate_at
 from sharpening.methods.base import Experience, Method, Seeds
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
-from sharpening.updates import NonFiniteLoss, collect_update, mean_metrics, micro_batches
+from sharpening.updates import NonFiniteLoss, collect_update, inner_parts, mean_metrics, micro_batches
 
 __all__ = ["TrainingOptions", "learn", "train_in_process"]
 
@@ -23,7 +24,7 @@ def train_in_process(
     policy: Policy,
     method: Method,
     score: ScoreFn,
-    prompt_stream: PromptStream,
+    source: Source,
     options: TrainingOptions,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
@@ -33,7 +34,7 @@ def train_in_process(
         policy: the model; its denoiser is changed in place.
         method: what to learn.
         score: the reward.
-        prompt_stream: the prompts.
+        source: what is learnt from: prompts, images or pairs, as the method needs.
         options: options of training.
         on_update: called with the update's number and metrics after each update.
 
@@ -55,10 +56,11 @@ def train_in_process(
         eps=options.adam_epsilon,
         weight_decay=options.adam_weight_decay,
     )
+    stream = Stream(len(source), options.seed, options.prompts_per_update)
     history = []
     for update in range(options.updates):
         begin = time.perf_counter()
-        experience = _collect(policy, reference, method, score, prompt_stream, options, update)
+        experience = _collect(policy, reference, method, score, source, stream, options, update)
         learning = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(update, options)
@@ -84,15 +86,16 @@ def _collect(
     reference: Policy,
     method: Method,
     score: ScoreFn,
-    prompt_stream: PromptStream,
+    source: Source,
+    stream: Stream,
     options: TrainingOptions,
     update: int,
 ) -> Experience:
     def collect_tasks(tasks: list[tuple[int, ...]]) -> list[Experience]:
         experiences = []
         for slots in tasks:
-            prompts = [prompt_stream.prompt(update, slot) for slot in slots]
-            experience = method.collect(policy, reference, score, prompts, Seeds(options.seed, update, slots))
+            batch = source.batch([stream.index(update, slot) for slot in slots])
+            experience = method.collect(policy, reference, score, batch, Seeds(options.seed, update, slots))
             experience.version = update
             experiences.append(experience)
         return experiences
@@ -109,7 +112,7 @@ def learn(
     optimizer: torch.optim.Optimizer,
     options: TrainingOptions,
 ) -> dict[str, float]:
-    """One optimiser step on one update's experience, in as many passes as `train_batch_size` asks for.
+    """Learn from one update's experience: `inner_steps` optimiser steps, each in passes of `train_batch_size` groups.
 
     Args:
         policy: the model; its denoiser is changed in place.
@@ -119,11 +122,23 @@ def learn(
         options: options of training.
 
     Returns:
-        The method's metrics as means over groups, and `grad_norm` before clipping.
+        The method's metrics and `grad_norm` before clipping, as means over the steps.
 
     Raises:
-        NonFiniteLoss: if the loss or its gradient is not finite; no step is taken.
-    """
+        NonFiniteLoss: if a loss or its gradient is not finite; that step is not taken.
+    """  # noqa: DOC502
+    steps = [_step(policy, method, part, optimizer, options) for part in inner_parts(experience, options.inner_steps)]
+    return mean_metrics((metrics, 1.0) for metrics in steps)
+
+
+def _step(
+    policy: Policy,
+    method: Method,
+    experience: Experience,
+    optimizer: torch.optim.Optimizer,
+    options: TrainingOptions,
+) -> dict[str, float]:
+    """One optimiser step."""
     optimizer.zero_grad(set_to_none=True)
     collected = []
     for part, weight in micro_batches(experience, options.train_batch_size):

@@ -46,6 +46,34 @@ def eps_and_x0(
     raise ValueError(f"prediction_type {prediction_type!r} is not epsilon, v_prediction or sample")
 
 
+def ddim_moments(
+    x0: Float[Tensor, "*shape"],
+    eps: Float[Tensor, "*shape"],
+    alpha_t: Float[Tensor, "*#shape"],
+    sigma_t: Float[Tensor, "*#shape"],
+    alpha_prev: Float[Tensor, "*#shape"],
+    sigma_prev: Float[Tensor, "*#shape"],
+    eta: float,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*#shape"]]:
+    """Mean and standard deviation of a DDIM step's Gaussian (arXiv 2010.02502, Eq. 12 with the σ_t(η) of Eq. 16).
+
+    Args:
+        x0: predicted clean latent.
+        eps: predicted noise; x_t enters only through x0 and eps.
+        alpha_t: signal level at t.
+        sigma_t: noise level at t.
+        alpha_prev: signal level after the step.
+        sigma_prev: noise level after the step.
+        eta: η, share of DDPM's noise that is added; 0 is deterministic.
+
+    Returns:
+        The mean, and the deviation (0 where η or the noise level after the step is 0).
+    """
+    deviation = eta * (sigma_prev / sigma_t) * (1 - (alpha_t / alpha_prev) ** 2).clamp(min=0).sqrt()
+    direction = (sigma_prev**2 - deviation**2).clamp(min=0).sqrt()
+    return alpha_prev * x0 + direction * eps, deviation
+
+
 def ddim_step(
     x0: Float[Tensor, "*shape"],
     eps: Float[Tensor, "*shape"],
@@ -56,11 +84,11 @@ def ddim_step(
     eta: float = 0.0,
     noise: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """One step of DDIM (arXiv 2010.02502, Eq. 12 with the σ_t(η) of Eq. 16).
+    """One step of DDIM.
 
     Args:
         x0: predicted clean latent.
-        eps: predicted noise; x_t enters only through x0 and eps.
+        eps: predicted noise.
         alpha_t: signal level at t.
         sigma_t: noise level at t.
         alpha_prev: signal level after the step.
@@ -78,9 +106,8 @@ def ddim_step(
         return alpha_prev * x0 + sigma_prev * eps
     if noise is None:
         raise ValueError("a ddim_step with eta above 0 needs noise")
-    deviation = eta * (sigma_prev / sigma_t) * (1 - (alpha_t / alpha_prev) ** 2).clamp(min=0).sqrt()
-    direction = (sigma_prev**2 - deviation**2).clamp(min=0).sqrt()
-    return alpha_prev * x0 + direction * eps + deviation * noise
+    mean, deviation = ddim_moments(x0, eps, alpha_t, sigma_t, alpha_prev, sigma_prev, eta)
+    return mean + deviation * noise
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,23 @@ def collect_update(
         drawn += missing
 
 
+def inner_parts(experience: Experience, count: int) -> list[Experience]:
+    """The shares of an update's experience that its optimiser steps learn from, one after the other.
+
+    Every `count`-th group goes into the same share, so that the groups of a prompt are spread over the steps.
+
+    Args:
+        experience: the update's whole experience, or a rank's share of it.
+        count: optimiser steps (`inner_steps`).
+
+    Returns:
+        Experiences of as many groups each as the number of groups allows.
+    """
+    if count == 1:
+        return [experience]
+    return [experience.select(range(first, experience.groups, count)) for first in range(count)]
+
+
 def micro_batches(
     experience: Experience, size: int, rank: int = 0, world_size: int = 1
 ) -> list[tuple[Experience, float]]:

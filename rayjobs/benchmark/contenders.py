@@ -10,6 +10,7 @@ import torch
 
 from rayjobs.benchmark.yardstick import Yardstick, YardstickOptions
 from sharpening.data.prompts import PromptStream
+from sharpening.data.source import Batch
 from sharpening.loop import learn
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
@@ -85,9 +86,9 @@ class Sharpening:
         Returns:
             The experience.
         """
-        prompts = [self._stream.prompt(update, slot) for slot in slots]
+        batch = Batch.of_prompts([self._stream.prompt(update, slot) for slot in slots])
         seeds = Seeds(self._training.seed, update, tuple(slots))
-        return self._method.collect(self.policy, self._reference, self._score, prompts, seeds)
+        return self._method.collect(self.policy, self._reference, self._score, batch, seeds)
 
 
 class PublicOrder:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from rayjobs.errors import JobError
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 15  # lines of a failed process that an error shows
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 class TorchProcess:
     """A process of `rayjobs.benchmark.worker`, idle between jobs."""
 
-    def __init__(self, options: RLHFOptions, threads: int, say: Callable[[str], None]) -> None:
+    def __init__(self, options: JobOptions, threads: int, say: Callable[[str], None]) -> None:
         """Start it.
 
         Args:
@@ -109,7 +109,7 @@ class TorchProcess:
         return MeasurementFailed(f"a measurement failed: {reason}")
 
 
-def run_ray_job(options: RLHFOptions, updates: int, folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def run_ray_job(options: JobOptions, updates: int, folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run `rayjobs/rlhf.py` without evaluation, and read what it measured.
 
     Args:
@@ -153,7 +153,7 @@ def run_ray_job(options: RLHFOptions, updates: int, folder: Path, say: Callable[
     return rows
 
 
-def device_of(options: RLHFOptions) -> str:
+def device_of(options: JobOptions) -> str:
     """`cuda` or `cpu`, as validation settled it."""
     return "cuda" if options.use_gpu == "yes" else "cpu"
 

@@ -27,14 +27,16 @@ from rayjobs.benchmark.contenders import (
     our_contenders,
 )
 from rayjobs.benchmark.yardstick import Yardstick, YardstickOptions
-from rayjobs.options import EMBEDDED, RLHFOptions
+from rayjobs.options import options_class
 from rayjobs.runtime.models import pipeline_folder
-from sharpening.data.prompts import PromptStream, load_prompts
+from rayjobs.runtime.training_data import training_prompts
+from sharpening.data.prompts import PromptStream
+from sharpening.data.source import PromptSource
 from sharpening.evaluation.cost import peak_rss
 from sharpening.evaluation.statistics import interval
 from sharpening.loop import learn, train_in_process
 from sharpening.methods.rlhf import RLHFSharpening
-from sharpening.options import TrainingOptions
+from sharpening.options import SharpeningOptions, TrainingOptions
 from sharpening.policies import load_policy
 from sharpening.rewards import load_reward
 from sharpening.rewards.base import ScoreFn
@@ -72,10 +74,13 @@ class Process:
             say: where progress goes.
         """
         torch.set_num_threads(setting.threads)
-        self._options = RLHFOptions(**setting.config)
+        values = dict(setting.config)
+        self._options = options_class(values.pop("method"))(**values)
         torch.backends.cuda.matmul.allow_tf32 = self._options.allow_tf32
         self._device, self._say = setting.device, say
-        self._method, self._training = self._options.method_options(), self._options.training_options()
+        method = self._options.method_options()
+        assert isinstance(method, SharpeningOptions)
+        self._method, self._training = method, self._options.training_options()
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
@@ -100,7 +105,7 @@ class Process:
         def tell(update: int, row: dict[str, float]) -> None:
             self._say(f"update {update + 1}/{updates}, {row['seconds']:.1f} s")
 
-        return train_in_process(policy, method, score, self._stream(training), training, tell)
+        return train_in_process(policy, method, score, PromptSource(self._prompts), training, tell)
 
     def rates(self, seconds: float, evaluation_prompts: int) -> dict[str, Any]:
         """Ours with K = 1 and K = 4 and the yardstick beside each other, at equal wall time.
@@ -210,10 +215,7 @@ class Process:
 
     @cached_property
     def _prompts(self) -> list[str]:
-        options = self._options
-        if options.prompts == EMBEDDED:
-            return assets.training_prompts()
-        return load_prompts(options.prompts, options.caption_column)
+        return training_prompts(self._options)
 
     def _stream(self, training: TrainingOptions, number: int = 0) -> PromptStream:
         """The job's prompts; other numbers give other orders of them."""
@@ -232,7 +234,7 @@ class Process:
         """Mean change of the reward on held-out prompts at fixed noise, with its 95 % interval."""
         if count < 2:
             return {}
-        if self._options.prompts == EMBEDDED:
+        if self._prompts == assets.training_prompts():
             held_out = [entry.prompt for entry in assets.validation_benchmark()]
             prompts = held_out[:: max(1, len(held_out) // count)][:count]
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rayjobs import machine
 from rayjobs.errors import OptionError
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -115,7 +115,7 @@ def thread_environment(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def threads_wanted(options: RLHFOptions) -> int:
+def threads_wanted(options: JobOptions) -> int:
     """Compute threads of all processes of a run.
 
     Args:
@@ -131,7 +131,7 @@ def threads_wanted(options: RLHFOptions) -> int:
     )
 
 
-def connect(options: RLHFOptions, namespace: str) -> Connection:
+def connect(options: JobOptions, namespace: str) -> Connection:
     """Join the cluster that options or environment name, or start a local Ray.
 
     Args:
@@ -176,7 +176,7 @@ def connect(options: RLHFOptions, namespace: str) -> Connection:
     return Connection(owned=False, made=True)
 
 
-def reserve(options: RLHFOptions, resources: dict[str, float], gpu: bool) -> Reservations:
+def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Reservations:
     """Share a cluster's CPUs among the run's processes.
 
     Rollout actors, learners and the reward take turns more often than they compete, so on a machine with fewer CPUs
@@ -212,7 +212,7 @@ def reserve(options: RLHFOptions, resources: dict[str, float], gpu: bool) -> Res
     return Reservations(sizes[0], sizes[1], sizes[2], _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note)
 
 
-def _gpu_parts(options: RLHFOptions, gpus: float) -> tuple[float, float, float]:
+def _gpu_parts(options: JobOptions, gpus: float) -> tuple[float, float, float]:
     """A GPU a learner; what is left, or a part of the learners' when nothing is, for actors and rewards."""
     others = options.num_rollout_actors + options.reward_replicas
     left = gpus - options.num_learners

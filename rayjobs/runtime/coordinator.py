@@ -21,7 +21,7 @@ from rayjobs.runtime.experience import HandOver, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
-from sharpening.data.prompts import PromptStream
+from sharpening.data.prompts import Stream
 from sharpening.evaluation.run_folder import RunFolder
 
 SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
@@ -34,7 +34,7 @@ class CoordinatorSpec:
     Attributes:
         run: The run's name, a tag of its Prometheus metrics.
         run_folder: Where metrics and costs are written.
-        prompts: Training prompts.
+        examples: How many training examples there are; `None` while the pairs are still to be ranked.
         run_seed: The run's seed.
         prompts_per_update: Prompts that an update learns from.
         rollout_batch_size: Prompts in a task.
@@ -45,7 +45,7 @@ class CoordinatorSpec:
 
     run: str
     run_folder: str
-    prompts: list[str]
+    examples: int | None
     run_seed: int
     prompts_per_update: int
     rollout_batch_size: int
@@ -65,9 +65,10 @@ class Coordinator:
         self._spec = spec
         self._state = RunState()
         self._versions = Versions(spec.staleness)
+        self._stream: Stream | None = None
         self._hand_over = HandOver(
-            PromptStream(spec.prompts, spec.run_seed, spec.prompts_per_update).prompt, spec.prompts_per_update,
-            spec.rollout_batch_size, spec.staleness, spec.updates, spec.max_failed_share,
+            self._item, spec.prompts_per_update, spec.rollout_batch_size, spec.staleness, spec.updates,
+            spec.max_failed_share,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._state, self._hand_over, self._versions, self._account_rollout)
         self._folder = RunFolder(Path(spec.run_folder))
@@ -76,19 +77,40 @@ class Coordinator:
         self._gauges = RunGauges(spec.run)
         self._attempt = 0
         self._updates_done = 0
+        if spec.examples is not None:
+            self._open(spec.examples)
         self._finished_at = time.monotonic()
 
-    async def start(self, actors: dict[str, Any], fresh: bool) -> None:
+    def _item(self, update: int, slot: int) -> int:
+        """The example of a slot; asked for only once it is known how many there are."""
+        assert self._stream is not None
+        return self._stream.index(update, slot)
+
+    async def learn_from(self, examples: int) -> None:
+        """Let rollouts begin.
+
+        Args:
+            examples: How many training examples there are.
+        """
+        self._open(examples)
+        await self._state.notify()
+
+    def _open(self, examples: int) -> None:
+        self._stream = Stream(examples, self._spec.run_seed, self._spec.prompts_per_update)
+        self._dispatcher.open = True
+
+    async def start(self, actors: dict[str, Any], source: list[Any], fresh: bool) -> None:
         """Put the rollout actors to work.
 
         Args:
             actors: Actor handles by name.
+            source: The training examples, one reference; actors read it themselves.
             fresh: Whether the run starts at update 0: then rollouts need not wait for the learner, because every
                 actor has version 0, the pretrained model, loaded.
         """
         if fresh and self._versions.newest < 0:
             self._versions.publish(0, None)
-        self._dispatcher.start(actors)
+        self._dispatcher.start(actors, source)
         await self._state.notify()
 
     # -- learner ranks -------------------------------------------------------------------------------------------

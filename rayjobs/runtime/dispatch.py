@@ -46,14 +46,18 @@ class Dispatcher:
         self._state, self._hand_over, self._versions, self._account = state, hand_over, versions, account
         self._asked: list[_Job] = []
         self._workers: set[asyncio.Task] = set()
+        self._source: list[Any] = []
         self.actors = 0
+        self.open = False  # whether rollouts may begin: pairs may have to be ranked first
 
-    def start(self, actors: dict[str, Any]) -> None:
+    def start(self, actors: dict[str, Any], source: list[Any]) -> None:
         """Put actors to work.
 
         Args:
             actors: Handles by name.
+            source: The training examples, one reference; rollouts bring it along.
         """
+        self._source = source
         self.actors = len(actors)
         self._workers = {asyncio.create_task(self._work(name, actor)) for name, actor in actors.items()}
 
@@ -106,7 +110,7 @@ class Dispatcher:
             while True:
                 if self._asked:
                     return self._asked.pop(0)
-                task = None if self._state.stop else self._hand_over.take(self._versions.__contains__)
+                task = None if self._state.stop or not self.open else self._hand_over.take(self._versions.__contains__)
                 if task is not None:
                     return _Job("rollout", task, task.version)
                 await self._state.changed.wait()
@@ -121,7 +125,7 @@ class Dispatcher:
                 job.future.set_result(result)
             self._state.progress.done += 1
         else:
-            experience, answer = call.options(num_returns=2).remote(job.task, job.version, weights)
+            experience, answer = call.options(num_returns=2).remote(job.task, job.version, weights, self._source)
             summary: Summary = await answer
             self._account(summary)
             for note in summary.notes:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.errors import JobError, OptionError, RunStopped
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
+from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,8 +28,8 @@ POLL = 0.5  # seconds between two looks at the run
 GRACE = 120.0  # seconds that an interrupted learner has to finish its update and write a checkpoint
 
 
-def run(options: RLHFOptions) -> Path:
-    """Run RLHF sharpening from start to end.
+def run(options: JobOptions) -> Path:
+    """Run a fine-tuning job from start to end.
 
     Args:
         options: Validated options.
@@ -51,10 +52,10 @@ class Run:
         options: Validated options.
     """
 
-    def __init__(self, options: RLHFOptions) -> None:
+    def __init__(self, options: JobOptions) -> None:
         self.options = options
         self.started = time.monotonic()
-        self.progress = ProgressLine()
+        self.progress = ProgressLine(options.method)
         self.folder = open_folder(options)
         self.coordinator: Any = None
         self.training: launch.Training | None = None
@@ -102,6 +103,8 @@ class Run:
             before = self.coordinator.ask.remote("evaluate", report.tasks, 0, "evaluating before")
         assert self.training is not None
         self.training.start()
+        if self.source is None:
+            self._rank(report)
         if before is not None:
             report.take("before", self._await(before))
         self._watch(self.training)
@@ -126,7 +129,8 @@ class Run:
         gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and resources.get("GPU", 0) > 0)
         device = "cuda" if gpu else "cpu"
         reserved = cluster.reserve(options, resources, gpu)
-        plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved)
+        self.source = training_source(options, self.folder)
+        plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, self.source)
         for note in (reserved.note, launch.compiler_note(device)):
             if note:
                 self.progress.say(note)
@@ -140,6 +144,17 @@ class Run:
                 stack.callback(ray.kill, actor)
             stack.callback(reward.stop)
         stack.callback(reward.end)
+
+    def _rank(self, report: Report) -> None:
+        """Have the base model draw images and the reward rank them, once; the pairs stay in the run folder."""
+        options = self.options
+        assert isinstance(options, PairOptions)
+        found = self._await(self.coordinator.ask.remote("rank", rank_tasks(options), 0, "ranking pairs"))
+        pairs, unused = write_ranked(found, options, self.folder)
+        for part in found:
+            report.account("rank", part.nfe, part.seconds, part.images_scored)
+        self.progress.say(f"{pairs} pairs were ranked{unused}; they are in {self.folder.path / PAIRS}")
+        self.coordinator.learn_from.remote(pairs)
 
     # -- watching ------------------------------------------------------------------------------------------------
 
@@ -250,10 +265,16 @@ class Run:
         if not found:
             return ""
         config = shlex.quote(str(self.folder.path / "config.json"))
-        return f"python rayjobs/rlhf.py --config {config} --resume_from_checkpoint {shlex.quote(str(found[-1]))}"
+        command = f"python rayjobs/{program(self.options.method)} --config {config}"
+        return f"{command} --resume_from_checkpoint {shlex.quote(str(found[-1]))}"
 
 
-def open_folder(options: RLHFOptions) -> RunFolder:
+def program(method: str) -> str:
+    """The job's file that runs a method."""
+    return f"{method}.py" if method in ("rlhf", "sft") else "finetune.py"
+
+
+def open_folder(options: JobOptions) -> RunFolder:
     """Claim a new run folder, or open the one that is resumed.
 
     Args:

@@ -61,7 +61,7 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     import deepspeed
 
     from rayjobs.runtime.models import pipeline_folder
-    from sharpening.methods.rlhf import RLHFSharpening
+    from sharpening.methods import load_method
     from sharpening.policies import load_policy
 
     without_shared_memory_op(spec.device)
@@ -69,7 +69,7 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     policy = load_policy(pipeline_folder(spec.pipeline), spec.device)
     policy.denoiser.requires_grad_(True)
-    module = LossModule(policy, RLHFSharpening(spec.options.method_options()))
+    module = LossModule(policy, load_method(spec.options.method, spec.options.method_options()))
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=list(policy.denoiser.parameters()), config=spec.deepspeed
     )

@@ -10,7 +10,7 @@ import numpy as np
 from sharpening.evaluation.summary import PromptResult, judged
 
 if TYPE_CHECKING:
-    from sharpening.methods.rlhf import RLHFSharpening
+    from sharpening.methods.base import Method
     from sharpening.policies.base import Policy
     from sharpening.rewards.base import ScoreFn
     from sharpening.shapes.benchmark import BenchmarkPrompt
@@ -110,9 +110,7 @@ def plan(
     return tasks
 
 
-def draw(
-    policy: "Policy", method: "RLHFSharpening", score: "ScoreFn", task: EvaluationTask, run_seed: int
-) -> EvaluationPart:
+def draw(policy: "Policy", method: "Method", score: "ScoreFn", task: EvaluationTask, run_seed: int) -> EvaluationPart:
     """Carry a task out.
 
     Args:
@@ -127,6 +125,7 @@ def draw(
     """
     import torch
 
+    from sharpening.methods.collecting import precision
     from sharpening.sampling import sample
     from sharpening.seeds import noise
 
@@ -135,8 +134,7 @@ def draw(
     initial = torch.stack([noise(policy.latent_shape, run_seed, "evaluation", index) for index in task.indices])
     with torch.no_grad():
         condition = policy.encode(prompts)
-        bf16 = method.options.rollout_precision == "bf16"
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bf16):
+        with precision(method.options, policy.device):
             x0 = sample(policy, condition, initial.to(policy.device), task.steps, task.guidance_scale)
             images = policy.decode(x0)
     drawn = time.perf_counter()

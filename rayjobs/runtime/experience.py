@@ -23,7 +23,7 @@ class RolloutTask:
         index: Position among the update's tasks.
         version: Weights to roll out with.
         slots: Counters of the prompts within the update; they seed all noise.
-        prompts: One prompt a slot.
+        items: Places of the training examples in their source, one a slot.
         attempt: Which start of the learner group asked; results of a superseded one are not taken.
     """
 
@@ -31,7 +31,7 @@ class RolloutTask:
     index: int
     version: int
     slots: tuple[int, ...]
-    prompts: tuple[str, ...]
+    items: tuple[int, ...]
     attempt: int = 0
 
 
@@ -40,10 +40,11 @@ class Summary:
     """What a rollout task tells about itself beside its experience; small and free of torch.
 
     Attributes:
-        kept: Prompts in the experience.
+        kept: Examples in the experience.
+        groups: Groups in the experience.
         dropped: (slot, reason) of prompts with an image that could not be scored.
-        path_rewards: float [groups, n] path reward of every branch of every kept prompt and timestep.
-        gap: float [groups] reward of the winner minus that of the loser.
+        path_rewards: float [groups, n] rewards that each group was chosen by; n = 0 without a reward.
+        statistics: float [groups] each, further numbers of the method by name.
         seconds: Seconds by stage.
         nfe: Network evaluations (calls times images) by stage.
         images_scored: Images sent to the reward.
@@ -53,9 +54,10 @@ class Summary:
     """
 
     kept: int
+    groups: int
     dropped: list[tuple[int, str]]
     path_rewards: np.ndarray
-    gap: np.ndarray
+    statistics: dict[str, np.ndarray]
     seconds: dict[str, float]
     nfe: dict[str, int]
     images_scored: int
@@ -107,14 +109,14 @@ class HandOver:
 
     def __init__(
         self,
-        prompt: Callable[[int, int], str],
+        item: Callable[[int, int], int],
         prompts_per_update: int,
         rollout_batch_size: int,
         staleness: int,
         updates: int,
         max_failed_share: float,
     ) -> None:
-        self._prompt = prompt
+        self._item = item
         self._prompts_per_update = prompts_per_update
         self._rollout_batch_size = rollout_batch_size
         self._staleness = staleness
@@ -225,7 +227,7 @@ class HandOver:
         state = self._open.get(update)
         if state is None or not state.complete:
             return None
-        results = [(ref, len(summary.gap)) for ref, summary in sorted_results(state.results) if summary.kept]
+        results = [(ref, summary.groups) for ref, summary in sorted_results(state.results) if summary.kept]
         total = sum(groups for _, groups in results)
         first, last = rank * total // world, (rank + 1) * total // world
         shares, offset = [], 0
@@ -260,7 +262,7 @@ class HandOver:
         """Cut the next slots of an update into tasks."""
         state = self._open[update]
         for part in tasks(slots, self._rollout_batch_size):
-            asked = tuple(self._prompt(update, slot) for slot in part)
+            asked = tuple(self._item(update, slot) for slot in part)
             state.waiting.append(RolloutTask(update, state.tasks, state.version, part, asked, state.attempt))
             state.tasks += 1
         state.slots += len(slots)
@@ -289,12 +291,17 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
         Reward statistics (Figure 6: mean, and spread over the branches of a prompt and timestep), stage seconds,
         network evaluations, images scored and prompts dropped.
     """
-    found = reward_statistics(np.concatenate([summary.path_rewards for summary in summaries]))
-    row: dict[str, float] = {
-        "reward": found["reward_mean"], "reward_spread": found["reward_std"],
-        "reward_best": found["reward_best"], "reward_worst": found["reward_worst"],
-    }  # fmt: skip
-    row["reward_gap"] = float(np.concatenate([summary.gap for summary in summaries]).mean(dtype=np.float64))
+    row: dict[str, float] = {}
+    rewards = np.concatenate([summary.path_rewards for summary in summaries if summary.kept])
+    if rewards.shape[1]:
+        found = reward_statistics(rewards)
+        row |= {
+            "reward": found["reward_mean"], "reward_spread": found["reward_std"],
+            "reward_best": found["reward_best"], "reward_worst": found["reward_worst"],
+        }  # fmt: skip
+    for name in summaries[0].statistics:
+        values = np.concatenate([summary.statistics[name] for summary in summaries])
+        row[name] = float(values.mean(dtype=np.float64))
     row["nfe"] = sum(sum(summary.nfe.values()) for summary in summaries)
     row["images_scored"] = sum(summary.images_scored for summary in summaries)
     row["dropped"] = sum(len(summary.dropped) for summary in summaries)

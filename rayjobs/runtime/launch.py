@@ -6,14 +6,17 @@ import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
-from rayjobs.errors import OptionError
-from rayjobs.options import EMBEDDED, RLHFOptions
+from rayjobs.options import EMBEDDED, JobOptions
 from rayjobs.runtime import checkpoints, cluster
 from rayjobs.runtime.state import REWARD, last_line
+from rayjobs.runtime.training_data import ranked_pairs
 from sharpening.evaluation.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sharpening.data.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +37,17 @@ class Plan:
         namespace: Ray namespace of its actors.
         device: `cpu` or `cuda`.
         reserved: CPUs and GPUs of each process.
+        source: Training examples; `None` while the pairs are still to be ranked.
         actors: Rollout actors by name, once started.
     """
 
-    options: RLHFOptions
+    options: JobOptions
     folder: RunFolder
     name: str
     namespace: str
     device: str
     reserved: cluster.Reservations
+    source: "Source | None"
     actors: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,7 +70,7 @@ def start_coordinator(plan: Plan) -> Any:
 
     from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
 
-    options = plan.options
+    options, source = plan.options, plan.source
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Coordinator).options(
         name=f"sharpening/{plan.name}/coordinator", namespace=plan.namespace, num_cpus=0, scheduling_strategy=here,
@@ -73,7 +78,7 @@ def start_coordinator(plan: Plan) -> Any:
     )  # fmt: skip
     return actor.remote(
         CoordinatorSpec(
-            run=plan.name, run_folder=str(plan.folder.path.resolve()), prompts=training_prompts(options),
+            run=plan.name, run_folder=str(plan.folder.path.resolve()), examples=None if source is None else len(source),
             run_seed=options.seed, prompts_per_update=options.prompts_per_update,
             rollout_batch_size=options.rollout_batch_size, staleness=options.staleness,
             updates=options.max_train_steps, max_failed_share=options.max_failed_share,
@@ -95,8 +100,8 @@ def start_actors(plan: Plan) -> None:
     options = plan.options
     spec = RolloutSpec(
         pipeline=pipeline(options), device=plan.device, dtype="float32", threads=options.rollout_threads,
-        allow_tf32=options.allow_tf32, method=options.method_options(), run_seed=options.seed,
-        score=ServeScore(plan.app, deadline_s=options.reward_timeout),
+        allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
+        run_seed=options.seed, score=ServeScore(plan.app, deadline_s=options.reward_timeout),
     )  # fmt: skip
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
@@ -124,6 +129,8 @@ class Reward(threading.Thread):
 
     def run(self) -> None:
         """Start it, then watch it; a failure to start ends the run."""
+        import ray
+
         from reward_servers.client import start_reward_app
         from reward_servers.options import RewardAppOptions
 
@@ -142,7 +149,10 @@ class Reward(threading.Thread):
             logger.info("the reward did not start", exc_info=error)
             self._coordinator.stop.remote(REWARD, last_line(error))
         else:
-            self._coordinator.start.remote(self._plan.actors, options.resume_from_checkpoint is None)
+            source = self._plan.source or ranked_pairs(options, self._plan.folder)
+            self._source = ray.put(source)  # kept: a restarted actor reads it again
+            fresh = options.resume_from_checkpoint is None
+            self._coordinator.start.remote(self._plan.actors, [self._source], fresh)
             self._watch(options.reward_replicas)
 
     def _watch(self, wanted: int) -> None:
@@ -243,31 +253,7 @@ class Training(threading.Thread):
         )  # fmt: skip
 
 
-def training_prompts(options: RLHFOptions) -> list[str]:
-    """The prompts a run trains on.
-
-    Args:
-        options: The run's options.
-
-    Returns:
-        The prompts.
-
-    Raises:
-        OptionError: If the file cannot be used.
-    """
-    if options.prompts == EMBEDDED:
-        from sharpening.shapes import assets
-
-        return list(assets.training_prompts())
-    from sharpening.data.prompts import PromptFileError, load_prompts
-
-    try:
-        return load_prompts(options.prompts, options.caption_column)
-    except PromptFileError as error:
-        raise OptionError("prompts", str(error), "pass another file") from error
-
-
-def pipeline(options: RLHFOptions) -> str:
+def pipeline(options: JobOptions) -> str:
     """The pipeline as every node knows it.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import ray.train
 
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.experience import Share
 from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
@@ -38,7 +38,7 @@ class LearnerSpec:
         coordinator: Handle of the coordinator.
     """
 
-    options: RLHFOptions
+    options: JobOptions
     pipeline: str
     deepspeed: dict[str, Any]
     device: str
@@ -169,23 +169,38 @@ class Learner:
         return Experience.cat(picked)
 
     def _learn(self, experience: "Experience") -> dict[str, Any] | Stop:
-        """Forward and backward over the share, then one optimiser step; a stop when something is not finite."""
-        from rayjobs.runtime.engine import apply_gradients, memory
+        """Learn from the share, in `inner_steps` optimiser steps; a stop when something is not finite."""
+        from rayjobs.runtime.engine import memory
         from sharpening.learning_rate import learning_rate_at
-        from sharpening.updates import mean_metrics, micro_batches
+        from sharpening.updates import inner_parts, mean_metrics
 
         options, module, engine = self.spec.options, self._module, self._engine
         rate = learning_rate_at(self.update, options.training_options())
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         nfe = module.policy.nfe
+        steps: list[dict[str, float]] = []
+        for part in inner_parts(experience, options.inner_steps):
+            metrics = self._step(part)
+            if isinstance(metrics, Stop):
+                return metrics
+            steps.append(metrics)
+        own = {"learning_rate": rate, "nfe_learn": self._sum(module.policy.nfe - nfe)}
+        return mean_metrics((metrics, 1.0) for metrics in steps) | own | memory(self.spec.device)
+
+    def _step(self, experience: "Experience") -> dict[str, float] | Stop:
+        """One optimiser step: equal passes over the experience, then the step itself."""
+        from rayjobs.runtime.engine import apply_gradients
+        from sharpening.updates import mean_metrics, micro_batches
+
+        module, engine = self._module, self._engine
         collected, finite = [], True
-        batches = micro_batches(experience, options.train_batch_size)
+        batches = micro_batches(experience, self.spec.options.train_batch_size)
         for index, (part, weight) in enumerate(batches):
             loss = engine(part)
             finite = finite and math.isfinite(loss.item())
             collected.append((dict(module.metrics), weight))
-            # Equal passes: DeepSpeed's division by their number is the mean over the update's groups.
+            # Equal passes: DeepSpeed's division by their number is the mean over the step's groups.
             engine.backward(loss)
             if index < len(batches) - 1:
                 engine.step()  # only counts the pass
@@ -195,8 +210,7 @@ class Learner:
         grad_norm = apply_gradients(engine)
         if not self._all(math.isfinite(grad_norm)):
             return Stop(NOT_FINITE, f"the gradient of update {self.update} is not finite; {REMEDY}")
-        own = {"grad_norm": grad_norm, "learning_rate": rate, "nfe_learn": self._sum(module.policy.nfe - nfe)}
-        return metrics | own | memory(self.spec.device)
+        return metrics | {"grad_norm": grad_norm}
 
     # -- weights and checkpoints ---------------------------------------------------------------------------------
 
@@ -306,7 +320,7 @@ class Learner:
         return value[0]
 
 
-REMEDY = "lower --learning_rate or --beta"
+REMEDY = "lower --learning_rate, or --beta where the method has one"
 
 
 def _disk_reason(error: Exception) -> str:

@@ -13,10 +13,12 @@ class ProgressLine:
     """Shows the coordinator's status.
 
     Args:
+        name: What each line begins with.
         stream: Where to; standard error by default.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, name: str = "rlhf", stream: TextIO | None = None) -> None:
+        self._name = name
         self._stream = stream or sys.stderr
         self._moving = self._stream.isatty()
         self._bar: tqdm | None = None
@@ -32,7 +34,7 @@ class ProgressLine:
         """
         if self._bar is not None:
             self._bar.clear()
-        print(f"rlhf: {text}", file=self._stream, flush=True)
+        print(f"{self._name}: {text}", file=self._stream, flush=True)
 
     def show(self, status: dict[str, Any]) -> None:
         """Show where the run is.
@@ -93,7 +95,5 @@ def describe(phase: str, row: dict[str, Any]) -> str:
     """
     if phase != "training" or not row:
         return ""
-    return (
-        f", reward {row['reward']:.2f} ± {row['reward_spread']:.2f}, loss {row['loss']:.4f}, "
-        f"{row['updates_per_second']:.2f} updates/s"
-    )
+    reward = f", reward {row['reward']:.2f} ± {row['reward_spread']:.2f}" if "reward" in row else ""
+    return f"{reward}, loss {row['loss']:.4f}, {row['updates_per_second']:.2f} updates/s"

@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, grid_images, plan, results
 from sharpening.evaluation.run_folder import EVALUATION, RunFolder
 from sharpening.evaluation.summary import PromptResult, compare_results, summarise
 from sharpening.evaluation.table import final_table
 
+EVALUATION_BATCH = 24  # images a task
 GRID = 24  # images in a sample grid
 VERIFIED_RESOLUTION = 64  # pixels; the verifiers judge images of the embedded world
 UNITS = {"clip": "CLIP score (cosine × 100)"}
@@ -24,11 +25,12 @@ class Report:
         folder: The run folder; an evaluation of the base model that it holds already is used again.
     """
 
-    def __init__(self, options: RLHFOptions, folder: RunFolder) -> None:
+    def __init__(self, options: JobOptions, folder: RunFolder) -> None:
         self._options, self._folder = options, folder
         self._pictures: dict[str, dict[int, np.ndarray]] = {}
         self._marks: dict[str, list[Any] | None] = {}
         self._cost: list[EvaluationPart] = []
+        self._accounts: list[tuple[str, int, dict[str, float], int]] = []
         self.tasks: list[EvaluationTask] = [] if options.skip_evaluation else _tasks(options)
         wanted = {(index, task.guidance_scale) for task in self.tasks for index in task.indices}
         self.before = _read(folder.path / EVALUATION, wanted)
@@ -65,6 +67,17 @@ class Report:
             grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
             self._folder.write_image("samples_compared.png", grid)
 
+    def account(self, stage: str, nfe: int, seconds: dict[str, float], images: int) -> None:
+        """Add what was done beside the updates to the run's cost.
+
+        Args:
+            stage: What for.
+            nfe: Network evaluations.
+            seconds: Time by stage.
+            images: Images scored.
+        """
+        self._accounts.append((stage, nfe, seconds, images))
+
     def finish(self, updates: int, seconds: float) -> str:
         """Write everything that explains the run.
 
@@ -81,6 +94,10 @@ class Report:
         for part in self._cost:
             cost.add_nfe("evaluate", part.nfe)
             cost.add_seconds(part.seconds)
+        for stage, nfe, spent, images in self._accounts:
+            cost.add_nfe(stage, nfe)
+            cost.add_seconds({f"{stage}_{name}": value for name, value in spent.items()})
+            cost.add_images(images)
         cost.add_seconds("wall", seconds)
         cost.note_memory("driver")
         folder.write_cost(cost)
@@ -103,16 +120,16 @@ class Report:
         return final_table(found, options.guidance_scale, options.eval_steps or options.rollout_steps, reward)
 
 
-def _tasks(options: RLHFOptions) -> list[EvaluationTask]:
-    """The run's evaluation, cut into tasks as large as a rollout's batch of images."""
+def _tasks(options: JobOptions) -> list[EvaluationTask]:
+    """The run's evaluation, cut into tasks."""
     from sharpening.shapes import assets
 
     benchmark = assets.benchmark()
     chosen = choose(benchmark, options.eval_prompts)
     fewer = choose(benchmark, min(options.eval_prompts, options.eval_other_prompts))
     own, *others = options.guidance_scales
-    batch = options.rollout_batch_size * options.branches
     steps = options.eval_steps or options.rollout_steps
+    batch = EVALUATION_BATCH
     verify = options.resolution in (None, VERIFIED_RESOLUTION)
     return [*plan(chosen, (own,), steps, batch, GRID, verify), *plan(fewer, others, steps, batch, 0, verify)]
 

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask
 from rayjobs.runtime.experience import RolloutTask, Summary
 from sharpening.evaluation.cost import peak_rss
-from sharpening.options import SharpeningOptions
 
 if TYPE_CHECKING:
+    from rayjobs.runtime.training_data import RankTask
+    from sharpening.data.source import Source
     from sharpening.methods.base import Experience
+    from sharpening.methods.ranking import RankedPairs
+    from sharpening.options import MethodOptions
     from sharpening.rewards.base import ScoreFn
 
 
@@ -29,7 +33,8 @@ class RolloutSpec:
         dtype: Name of the weights' torch dtype.
         threads: torch threads. The same for every actor, because the number of threads decides low bits.
         allow_tf32: Whether matrix products may use TF32.
-        method: Options of the method.
+        method: Name of the method.
+        options: Options of the method.
         run_seed: The run's seed.
         score: The reward, pickled as what makes it (a Serve client with no connection yet).
     """
@@ -39,7 +44,8 @@ class RolloutSpec:
     dtype: str
     threads: int
     allow_tf32: bool
-    method: SharpeningOptions
+    method: str
+    options: "MethodOptions"
     run_seed: int
     score: "ScoreFn"
 
@@ -59,7 +65,7 @@ class RolloutActor:
         import torch
 
         from rayjobs.runtime.models import pipeline_folder
-        from sharpening.methods.rlhf import RLHFSharpening
+        from sharpening.methods import load_method
         from sharpening.policies import load_policy
 
         torch.set_num_threads(spec.threads)
@@ -68,7 +74,8 @@ class RolloutActor:
         self._policy = load_policy(pipeline_folder(spec.pipeline), spec.device, getattr(torch, spec.dtype))
         self._policy.denoiser.requires_grad_(False)
         self._reference = self._policy.frozen_copy()
-        self._method = RLHFSharpening(spec.method)
+        self._method = load_method(spec.method, spec.options)
+        self._source: Source | None = None
         self._score = spec.score
         self._notes = _Notes()
         self._version = 0
@@ -86,14 +93,15 @@ class RolloutActor:
         return {"name": self._name, "pid": os.getpid(), "version": self._version}
 
     def rollout(
-        self, task: RolloutTask, version: int, weights: np.ndarray | None
+        self, task: RolloutTask, version: int, weights: np.ndarray | None, source: list[Any]
     ) -> "tuple[Experience | None, Summary]":
-        """Roll a micro-batch of prompts out.
+        """Roll a micro-batch of examples out.
 
         Args:
-            task: The prompts.
+            task: The examples.
             version: Weights to use.
             weights: Those weights, packed; `None` for the pretrained model's.
+            source: The training examples, one reference: read once, however long a list of prompts is.
 
         Returns:
             The experience (`None` when every prompt was dropped) and its summary, as two objects: only the small one
@@ -106,17 +114,20 @@ class RolloutActor:
 
         self._use(version, weights)
         reference_nfe = self._reference.nfe
+        if self._source is None:
+            self._source = ray.get(source[0])
+        batch = self._source.batch(task.items)
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
-        found = self._method.collect(self._policy, self._reference, self._score, list(task.prompts), seeds)
+        found = self._method.collect(self._policy, self._reference, self._score, batch, seeds)
         experience = replace(found, version=version)
-        winner, loser = experience.reward.unbind(1)
         summary = Summary(
             kept=len(experience.prompts),
+            groups=experience.groups,
             dropped=list(experience.dropped),
             path_rewards=experience.path_rewards.numpy(),
-            gap=(winner - loser).numpy(),
+            statistics={name: values.numpy() for name, values in experience.statistics().items()},
             seconds=dict(experience.seconds),
-            nfe=self._stages(experience.nfe, self._reference.nfe - reference_nfe, len(task.prompts)),
+            nfe=self._stages(experience.nfe, self._reference.nfe - reference_nfe),
             images_scored=experience.images_scored,
             peak_memory=peak_rss(),
             peak_gpu_memory=self._peak_gpu_memory(),
@@ -142,6 +153,27 @@ class RolloutActor:
 
         self._use(version, weights)
         return draw(self._policy, self._method, self._score, task, self._spec.run_seed)
+
+    def rank(self, task: "RankTask", version: int, weights: np.ndarray | None) -> "RankedPairs":
+        """Draw images of prompts, score them, keep each prompt's best and worst.
+
+        Args:
+            task: The prompts.
+            version: Weights to use.
+            weights: Those weights, packed; `None` for the pretrained model's.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            RewardUnavailable: If the reward stays down.
+        """  # noqa: DOC502
+        from sharpening.methods.base import Seeds
+        from sharpening.methods.ranking import rank_pairs
+
+        self._use(version, weights)
+        seeds = Seeds(self._spec.run_seed, 0, task.items)
+        return rank_pairs(self._policy, self._score, task.prompts, seeds, task.samples, self._method.options)
 
     def save(self, folder: str, version: int, weights: np.ndarray | None) -> str:
         """Write the whole pipeline with some version's weights.
@@ -175,12 +207,9 @@ class RolloutActor:
         self._policy.load_trainable_state(dict(state))
         self._version = version
 
-    def _stages(self, total: int, reference: int, prompts: int) -> dict[str, int]:
-        """Network evaluations of a rollout by stage."""
-        options = self._spec.method
-        guided = 2 if options.guidance_scale > 1 else 1
-        generate = prompts * options.latents * options.rollout_steps * guided
-        return {"generate": generate, "branch": total - reference - generate, "reference": reference}
+    def _stages(self, total: int, reference: int) -> dict[str, int]:
+        """Network evaluations of a rollout by model."""
+        return {"rollout": total - reference, "reference": reference}
 
     def _peak_gpu_memory(self) -> int:
         """Peak bytes of the GPU, 0 on a CPU."""

@@ -101,16 +101,56 @@ def _no_column(path: Path, column: str, present: Sequence[str], where: str = "")
     return f"{path}{where} has no column {column!r}; choose one of: {', '.join(present) or '(none)'}"
 
 
-class PromptStream:
-    """The prompt of every slot of every update; a pure function, so nothing of it needs a checkpoint.
+class Stream:
+    """The example of every slot of every update; a pure function, so nothing of it needs a checkpoint.
 
-    Slots of successive updates walk through shuffled epochs of the list. Refills (slots from `prompts_per_update` on)
-    are drawn at random, so that a refill never shifts what later updates see.
+    Slots of successive updates walk through shuffled epochs of the examples. Refills (slots from `per_update` on) are
+    drawn at random, so that a refill never shifts what later updates see.
+
+    Attributes:
+        count: how many examples there are.
+        run_seed: the run's seed.
+        per_update: slots an update has before refills.
+    """
+
+    def __init__(self, count: int, run_seed: int, per_update: int) -> None:
+        """Make a stream.
+
+        Args:
+            count: how many examples there are, at least one.
+            run_seed: the run's seed.
+            per_update: slots an update has before refills.
+
+        Raises:
+            ValueError: if there is no example.
+        """
+        if count < 1:
+            raise ValueError("a stream needs at least one example")
+        self.count = count
+        self.run_seed = run_seed
+        self.per_update = per_update
+
+    def index(self, update: int, slot: int) -> int:
+        """Which example one slot gets.
+
+        Args:
+            update: update, from 0.
+            slot: slot of that update, from 0.
+
+        Returns:
+            Its place among the examples, from 0.
+        """
+        if slot >= self.per_update:
+            return int(generator(self.run_seed, "refill", update, slot).integers(self.count))
+        epoch, place = divmod(update * self.per_update + slot, self.count)
+        return int(_permutation(self.run_seed, epoch, self.count)[place])
+
+
+class PromptStream(Stream):
+    """The prompt of every slot of every update: a `Stream` over a list of prompts.
 
     Attributes:
         prompts: the list.
-        run_seed: the run's seed.
-        prompts_per_update: slots an update has before refills.
     """
 
     def __init__(self, prompts: Sequence[str], run_seed: int, prompts_per_update: int) -> None:
@@ -120,15 +160,9 @@ class PromptStream:
             prompts: at least one prompt.
             run_seed: the run's seed.
             prompts_per_update: slots an update has before refills.
-
-        Raises:
-            ValueError: if there is no prompt.
         """
-        if not prompts:
-            raise ValueError("a prompt stream needs at least one prompt")
+        super().__init__(len(prompts), run_seed, prompts_per_update)
         self.prompts = list(prompts)
-        self.run_seed = run_seed
-        self.prompts_per_update = prompts_per_update
 
     def prompt(self, update: int, slot: int) -> str:
         """The prompt of one slot.
@@ -140,11 +174,7 @@ class PromptStream:
         Returns:
             The prompt.
         """
-        count = len(self.prompts)
-        if slot >= self.prompts_per_update:
-            return self.prompts[generator(self.run_seed, "refill", update, slot).integers(count)]
-        epoch, place = divmod(update * self.prompts_per_update + slot, count)
-        return self.prompts[_permutation(self.run_seed, epoch, count)[place]]
+        return self.prompts[self.index(update, slot)]
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-NFE_STAGES = ("generate", "branch", "reference", "learn", "evaluate")
+NFE_STAGES = ("rollout", "reference", "learn", "evaluate", "rank")
 
 
 def peak_rss() -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from sharpening.data.source import Batch
+from sharpening.options import MethodOptions
 from sharpening.policies.base import Condition, Policy
 from sharpening.rewards.base import ScoreFn
 
@@ -29,12 +31,12 @@ class Seeds:
     slots: tuple[int, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Experience:
     """What learning needs of a rollout; CPU tensors, nothing with a graph.
 
-    P prompts, K timesteps a prompt, G = P·K groups (group g of a fresh experience belongs to prompt g // K), n
-    branches, m states. The pair axis is 0 winner, 1 loser.
+    P prompts, G groups: the unit that a loss is a mean over, and that work is divided by. Each method's experience adds
+    the tensors its loss reads, one row a group; they are selected and joined along with these.
 
     Attributes:
         prompts: the P prompts.
@@ -43,13 +45,7 @@ class Experience:
         version: version of the weights that made the rollout (updates applied).
         condition: embeddings, one row a prompt.
         group_prompt: `[G]`, row of a group's prompt.
-        x_t: `[G, 2, m, C, H, W]`, selected states.
-        timesteps: `[G, m]`.
-        mask: `[G, m]`, which states exist (branches are cut off at the clean end).
-        target: `[G, 2, m, C, H, W]`, the noise a state is regressed to.
-        reference_error: `[G, 2, m]`, the reference's mean squared error per element.
-        reward: `[G, 2]`, path rewards of winner and loser, in the reward's unit.
-        path_rewards: `[G, n]`, path rewards of all branches.
+        path_rewards: `[G, n]`, rewards that the group was chosen by, in the reward's unit; n = 0 without a reward.
         nfe: denoiser evaluations spent, policy and reference.
         seconds: time spent, by stage.
         dropped: (slot, reason) of each prompt left out because an image of it failed to score.
@@ -62,12 +58,6 @@ class Experience:
     version: int
     condition: Condition
     group_prompt: Int[Tensor, " group"]
-    x_t: Float[Tensor, "group 2 step channel height width"]
-    timesteps: Int[Tensor, "group step"]
-    mask: Bool[Tensor, "group step"]
-    target: Float[Tensor, "group 2 step channel height width"]
-    reference_error: Float[Tensor, "group 2 step"]
-    reward: Float[Tensor, "group 2"]
     path_rewards: Float[Tensor, "group branch"]
     nfe: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -77,9 +67,13 @@ class Experience:
     @property
     def groups(self) -> int:
         """Number of groups G."""
-        return len(self.x_t)
+        return len(self.group_prompt)
 
-    def select(self, groups: Sequence[int] | Int[Tensor, " rows"]) -> Experience:
+    def statistics(self) -> dict[str, Float[Tensor, " group"]]:
+        """Numbers of each group that are worth following over a run, beside its rewards."""
+        return {}
+
+    def select(self, groups: Sequence[int] | Int[Tensor, " rows"]) -> Self:
         """Some groups with their prompts. The account (nfe, seconds, dropped, images) stays with the whole.
 
         Args:
@@ -90,7 +84,7 @@ class Experience:
         """
         groups = torch.as_tensor(groups, dtype=torch.long)
         kept, group_prompt = torch.unique(self.group_prompt[groups], return_inverse=True)
-        rows: dict[str, Any] = {name: getattr(self, name)[groups] for name in _GROUP_FIELDS}
+        rows: dict[str, Any] = {name: value[groups] for name, value in self._rows().items()}
         return replace(
             self,
             prompts=[self.prompts[b] for b in kept.tolist()],
@@ -104,8 +98,8 @@ class Experience:
             images_scored=0,
         )
 
-    @staticmethod
-    def cat(experiences: Sequence[Experience]) -> Experience:
+    @classmethod
+    def cat(cls, experiences: Sequence[Self]) -> Self:
         """Several experiences of one update as one; their accounts are added up.
 
         Args:
@@ -121,7 +115,9 @@ class Experience:
             found = sorted({(e.update, e.version) for e in experiences})
             raise ValueError(f"experiences of one update must share update and version, got (update, version) {found}")
         starts = torch.tensor([0, *(len(e.prompts) for e in experiences)]).cumsum(0).tolist()
-        rows: dict[str, Any] = {name: torch.cat([getattr(e, name) for e in experiences]) for name in _GROUP_FIELDS}
+        rows: dict[str, Any] = {
+            name: torch.cat([getattr(e, name) for e in experiences]) for name in experiences[0]._rows()
+        }
         seconds: dict[str, float] = {}
         for experience in experiences:
             for stage, spent in experience.seconds.items():
@@ -139,17 +135,20 @@ class Experience:
             images_scored=sum(e.images_scored for e in experiences),
         )
 
+    def _rows(self) -> dict[str, Tensor]:
+        """Tensors with a row a group."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        del own["group_prompt"]
+        return own
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for checks and accounts.
 
         Returns:
             Name to tensor, the condition's included.
         """
-        own = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return own | {f"condition.{f.name}": getattr(self.condition, f.name) for f in fields(self.condition)}
-
-
-_GROUP_FIELDS = ("x_t", "timesteps", "mask", "target", "reference_error", "reward", "path_rewards")
+        condition = {f"condition.{f.name}": getattr(self.condition, f.name) for f in fields(self.condition)}
+        return {"group_prompt": self.group_prompt} | self._rows() | condition
 
 
 @dataclass
@@ -166,12 +165,32 @@ class Loss:
 
 
 class Method(Protocol):
-    """A fine-tuning method: `collect` runs where images are made, `loss` where gradients are."""
+    """A fine-tuning method: `collect` runs where images are made, `loss` where gradients are.
 
-    def collect(
-        self, policy: Policy, reference: Policy, score: ScoreFn, prompts: Sequence[str], seeds: Seeds
-    ) -> Experience:
-        """Sample, branch, score and select, without gradient; a pure function of weights, prompts and seeds."""
+    Attributes:
+        options: the method's options.
+    """
 
-    def loss(self, policy: Policy, experience: Experience) -> Loss:
+    @property
+    def options(self) -> MethodOptions:
+        """The method's options."""
+
+    def collect(self, policy: Policy, reference: Policy, score: ScoreFn, batch: Batch, seeds: Seeds) -> Experience:
+        """Sample, branch, score and select, without gradient; a pure function of weights, examples and seeds."""
+
+    def loss(self, policy: Policy, experience: Any) -> Loss:
         """Recompute the selected states with gradient and compare them with the reference."""
+
+
+def check_batch(batch: Batch, seeds: Seeds) -> None:
+    """Refuse examples that do not match their slots.
+
+    Args:
+        batch: the task's examples.
+        seeds: one slot an example.
+
+    Raises:
+        ValueError: if they differ in number.
+    """
+    if len(batch.prompts) != len(seeds.slots):
+        raise ValueError(f"{len(batch.prompts)} prompts came with {len(seeds.slots)} slots")

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sharpening import losses
 from sharpening.branching import Trajectories, branch
-from sharpening.methods.base import Experience, Loss, Seeds
+from sharpening.data.source import Batch
+from sharpening.methods.base import Loss, Seeds, check_batch
+from sharpening.methods.collecting import Stopwatch, precision, score_images, stratified_places
+from sharpening.methods.pairs import PairExperience, pair_errors
 from sharpening.options import SharpeningOptions
 from sharpening.path_integral import path_rewards, select
 from sharpening.policies.base import Condition, Policy
 from sharpening.rewards.base import ScoreFn
 from sharpening.sampling import sample
 from sharpening.seeds import generator, noise
-
-__all__ = ["RLHFSharpening", "SharpeningOptions", "pair_errors"]
-
-
-def pair_errors(policy: Policy, experience: Experience, guidance_scale: float = 1.0) -> Float[Tensor, "group 2 step"]:
-    """`‖ε_θ(x_T, c, T) − ε‖²` of winner and loser at each of their states, in one evaluation.
-
-    Args:
-        policy: the model; gradients flow into its denoiser if they are enabled.
-        experience: selected states, their timesteps, mask, targets and prompts; only states that exist are evaluated.
-        guidance_scale: guidance of the prediction; 1 is the conditional prediction alone.
-
-    Returns:
-        Mean squared error per element, 0 where a state does not exist; on the policy's device.
-    """
-    exists = experience.mask[:, None, :].expand(experience.x_t.shape[:3])
-    group, member, step = exists.nonzero(as_tuple=True)
-    prediction = policy.predict(
-        experience.x_t[exists].to(policy.device),
-        experience.timesteps[group, step].to(policy.device),
-        experience.condition.index(experience.group_prompt[group]).to(policy.device),
-        guidance_scale,
-    )
-    error = losses.mean_squared_error(prediction.eps, experience.target[exists].to(policy.device))
-    places = tuple(index.to(policy.device) for index in (group, member, step))
-    return torch.zeros(exists.shape, device=policy.device, dtype=error.dtype).index_put(places, error)
 
 
 class RLHFSharpening:
@@ -64,16 +39,14 @@ class RLHFSharpening:
         self.options = options or SharpeningOptions()
 
     @torch.no_grad()
-    def collect(
-        self, policy: Policy, reference: Policy, score: ScoreFn, prompts: Sequence[str], seeds: Seeds
-    ) -> Experience:
+    def collect(self, policy: Policy, reference: Policy, score: ScoreFn, batch: Batch, seeds: Seeds) -> PairExperience:
         """Roll out one task: x_0, branches, scores, winner and loser, and the reference's errors on those two.
 
         Args:
             policy: the present model.
             reference: the model it started from.
             score: the reward; called once.
-            prompts: the task's prompts.
+            batch: the task's prompts.
             seeds: counters of all random numbers; one slot a prompt.
 
         Returns:
@@ -83,22 +56,21 @@ class RLHFSharpening:
         Raises:
             ValueError: if prompts and slots differ in number, or the reward answers for another number of images.
         """
-        options, clock = self.options, _Stopwatch(policy.device)
-        if len(prompts) != len(seeds.slots):
-            raise ValueError(f"{len(prompts)} prompts came with {len(seeds.slots)} slots")
+        options, clock, prompts = self.options, Stopwatch(policy.device), batch.prompts
+        check_batch(batch, seeds)
         spent = policy.nfe + reference.nfe
         with clock("generate"):
             condition = policy.encode(prompts)
-            with self._precision(policy.device):
+            with precision(options, policy.device):
                 initial, x0 = self._generate(policy, condition, seeds)
-        with clock("branch"), self._precision(policy.device):
+        with clock("branch"), precision(options, policy.device):
             trajectories = self._branch(policy, condition, initial, x0, seeds)
-        with clock("decode"), self._precision(policy.device):
+        with clock("decode"), precision(options, policy.device):
             exists = trajectories.mask[:, None, :].expand(trajectories.x_t.shape[:3])
             images = policy.decode(trajectories.x0[exists])
         with clock("reward"):
             owner = exists.nonzero()[:, 0].cpu() // options.timesteps_per_rollout  # prompt of each image
-            values, failed = _score(score, images, prompts, owner)
+            values, failed = score_images(score, images, prompts, owner)
         rewards = torch.zeros(exists.shape).masked_scatter(exists.cpu(), values)
         experience = self._select(policy, condition, trajectories, x0, rewards, failed, prompts, seeds)
         with clock("reference"):
@@ -108,7 +80,7 @@ class RLHFSharpening:
         experience.images_scored = len(images)
         return experience
 
-    def loss(self, policy: Policy, experience: Experience) -> Loss:
+    def loss(self, policy: Policy, experience: PairExperience) -> Loss:
         """The chosen preference loss over an experience's pairs (Eq. 11 or a relative).
 
         Args:
@@ -148,9 +120,6 @@ class RLHFSharpening:
 
     # -- the stages of collect -------------------------------------------------------------------------------------
 
-    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.options.rollout_precision == "bf16")
-
     def _generate(self, policy: Policy, condition: Condition, seeds: Seeds) -> tuple[Tensor, Tensor]:
         """Initial noise and x_0 of each branch, both [P, n, C, H, W]; with one latent a prompt, all branches see it."""
         options, latents = self.options, self.options.latents
@@ -174,25 +143,12 @@ class RLHFSharpening:
             policy,
             condition.repeat_interleave(repeats),
             x0.repeat_interleave(repeats, dim=0),
-            self._timestep_places(seeds).flatten(),
+            stratified_places(seeds, options.rollout_steps, repeats).flatten(),
             self._branch_noise(policy, initial, seeds).flatten(0, 1),
             options.branch_steps,
             policy.timesteps(options.rollout_steps),
             options.guidance_scale,
         )
-
-    def _timestep_places(self, seeds: Seeds) -> Int[Tensor, "prompt time"]:
-        """K places in the grid for each prompt, one uniform draw in each of K equal strata."""
-        total, strata = self.options.rollout_steps, self.options.timesteps_per_rollout
-        edges = [total * k // strata for k in range(strata + 1)]
-        draws = [
-            [
-                int(generator(seeds.run_seed, "timestep", seeds.update, slot, k).integers(edges[k], edges[k + 1]))
-                for k in range(strata)
-            ]
-            for slot in seeds.slots
-        ]
-        return torch.tensor(draws)
 
     def _branch_noise(
         self, policy: Policy, initial: Tensor, seeds: Seeds
@@ -222,7 +178,7 @@ class RLHFSharpening:
         failed: dict[int, str],
         prompts: Sequence[str],
         seeds: Seeds,
-    ) -> Experience:
+    ) -> PairExperience:
         """Winner and loser of every group whose prompt scored; reference errors and account are still to be filled."""
         options, repeats = self.options, self.options.timesteps_per_rollout
         kept = [b for b in range(len(prompts)) if b not in failed]
@@ -239,7 +195,7 @@ class RLHFSharpening:
             clean = x0[rows // repeats, columns][:, :, None].expand_as(x_t)
             t = timesteps[:, None, :].expand(x_t.shape[:3]).flatten()
             target = policy.target_noise(x_t.flatten(0, 2), clean.flatten(0, 2), t).view(x_t.shape)
-        return Experience(
+        return PairExperience(
             prompts=[prompts[b] for b in kept],
             slots=[seeds.slots[b] for b in kept],
             update=seeds.update,
@@ -269,34 +225,3 @@ class RLHFSharpening:
             for k in range(options.timesteps_per_rollout)
         ]
         return torch.from_numpy(np.stack(draws)) if draws else torch.zeros(0, 2, options.branches)
-
-
-def _score(
-    score: ScoreFn, images: np.ndarray, prompts: Sequence[str], owner: Int[Tensor, " image"]
-) -> tuple[Float[Tensor, " image"], dict[int, str]]:
-    """Scores of all images, and the first failure's reason for each prompt that has one."""
-    scores = score(images, [prompts[b] for b in owner.tolist()])
-    values = np.asarray(scores.values, dtype=np.float32)
-    if values.shape != (len(images),):
-        raise ValueError(f"the reward answered with shape {values.shape} for {len(images)} images")
-    failures = {int(i): "not finite" for i in np.flatnonzero(~np.isfinite(values))} | scores.failures
-    failed: dict[int, str] = {}
-    for image, reason in sorted(failures.items()):
-        failed.setdefault(int(owner[image]), reason)
-    return torch.from_numpy(values), failed
-
-
-class _Stopwatch:
-    """Seconds by stage; waits for the accelerator at each stage's end, so that work is booked where it was caused."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin

@@ -140,8 +140,15 @@ class Policy(Protocol):
         t: Int[Tensor, " batch"],
         t_prev: Int[Tensor, " batch"],
         prediction: Prediction,
+        eta: float = 0.0,
+        noise: Float[Tensor, "batch channel height width"] | None = None,
     ) -> Float[Tensor, "batch channel height width"]:
-        """One deterministic sampler step from t to t_prev; pure, each row may be at another timestep."""
+        """One sampler step from t to t_prev, deterministic at η = 0; pure, each row may be at another timestep."""
+
+    def moments(
+        self, t: Int[Tensor, " batch"], t_prev: Int[Tensor, " batch"], prediction: Prediction, eta: float
+    ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch 1 1 1"]]:
+        """Mean and standard deviation of the step's Gaussian, the policy's action distribution at (x_t, t)."""
 
     def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
         """The sampler's grid, descending."""
@@ -160,8 +167,16 @@ class Policy(Protocol):
     def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Signal-to-noise ratio `α_t² / σ_t²` of a latent at t."""
 
+    def pixels(
+        self, latents: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch 3 pixel_height pixel_width"]:
+        """Images of latents in [0, 1], with the decoder's graph where gradients are enabled."""
+
     def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
         """Images of latents, uint8 `[B, H, W, 3]`."""
+
+    def encode_images(self, images: np.ndarray) -> Float[Tensor, "batch channel height width"]:
+        """Clean latents of uint8 images `[B, H, W, 3]`."""
 
     def trainable_state(self) -> dict[str, Tensor]:
         """A snapshot of the trained weights, on the CPU."""

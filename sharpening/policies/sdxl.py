@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from sharpening.checks import ModelFolderError
 from sharpening.policies.base import Condition, Prediction
-from sharpening.schedule import Schedule, ddim_step, eps_and_x0
+from sharpening.schedule import Schedule, ddim_moments, ddim_step, eps_and_x0
 
 
 class SDXLPolicy:
@@ -245,20 +245,41 @@ class SDXLPolicy:
         t: Int[Tensor, " batch"],
         t_prev: Int[Tensor, " batch"],
         prediction: Prediction,
+        eta: float = 0.0,
+        noise: Float[Tensor, "batch channel height width"] | None = None,
     ) -> Float[Tensor, "batch channel height width"]:
-        """One deterministic DDIM step; each row may be at another timestep.
+        """One DDIM step; each row may be at another timestep.
 
         Args:
             x_t: noisy latents.
             t: where they are.
             t_prev: where they go; below 0 is the clean end.
             prediction: the policy's prediction at (x_t, t).
+            eta: η, share of DDPM's noise that is added; 0 is deterministic.
+            noise: standard normal, needed for η > 0.
 
         Returns:
             x_prev.
         """
         levels = (*self._levels(t, x_t), *self._levels(t_prev, x_t))
-        return ddim_step(prediction.x0, prediction.eps, *levels)
+        return ddim_step(prediction.x0, prediction.eps, *levels, eta, noise)
+
+    def moments(
+        self, t: Int[Tensor, " batch"], t_prev: Int[Tensor, " batch"], prediction: Prediction, eta: float
+    ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch 1 1 1"]]:
+        """Mean and standard deviation of a DDIM step's Gaussian.
+
+        Args:
+            t: where the latents are.
+            t_prev: where they go; below 0 is the clean end.
+            prediction: the policy's prediction there.
+            eta: η.
+
+        Returns:
+            The mean, and one deviation a row.
+        """
+        levels = (*self._levels(t, prediction.x0), *self._levels(t_prev, prediction.x0))
+        return ddim_moments(prediction.x0, prediction.eps, *levels, eta)
 
     def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Signal-to-noise ratio `α_t² / σ_t²`.
@@ -296,6 +317,25 @@ class SDXLPolicy:
 
     # -- images ----------------------------------------------------------------------------------------------------
 
+    def pixels(
+        self, latents: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch 3 pixel_height pixel_width"]:
+        """Images of latents as the decoder draws them, with its graph where gradients are enabled.
+
+        Args:
+            latents: clean latents, scaled as the UNet sees them.
+
+        Returns:
+            float32 in [0, 1].
+        """
+        config = self.vae.config
+        latents = latents / config.scaling_factor
+        if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
+            mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+            latents = latents * std + mean
+        drawn = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        return (drawn.float() * 0.5 + 0.5).clamp(0, 1)
+
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
         """Images of latents, rounded to 8 bit as the pipeline's image processor does.
@@ -306,19 +346,34 @@ class SDXLPolicy:
         Returns:
             uint8 `[B, H, W, 3]`.
         """
+        if not len(latents):
+            return np.zeros((0, self._pixels, self._pixels, 3), np.uint8)
+        drawn = [self.pixels(chunk).permute(0, 2, 3, 1).cpu().numpy() for chunk in latents.split(self.decode_batch)]
+        return (np.concatenate(drawn) * 255).round().astype(np.uint8)
+
+    @torch.no_grad()
+    def encode_images(self, images: np.ndarray) -> Float[Tensor, "batch channel height width"]:
+        """Clean latents of images: the VAE's mean, scaled as the UNet sees them.
+
+        Args:
+            images: uint8 `[B, H, W, 3]`, of the model's own resolution.
+
+        Returns:
+            Latents, on the policy's device.
+
+        Raises:
+            ValueError: if the images have another resolution.
+        """
+        if images.shape[1:] != (self._pixels, self._pixels, 3):
+            raise ValueError(f"images are {images.shape[1:]}, but the model draws ({self._pixels}, {self._pixels}, 3)")
         config = self.vae.config
-        latents = latents / config.scaling_factor
+        pixels = torch.from_numpy(images).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+        found = [self.vae.encode(chunk).latent_dist.mean.float() for chunk in pixels.split(self.decode_batch)]
+        latents = torch.cat(found)
         if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
             mean, std = (latents.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
-            latents = latents * std + mean
-        images = []
-        for chunk in latents.to(self.vae.dtype).split(self.decode_batch):
-            pixels = self.vae.decode(chunk, return_dict=False)[0].float()
-            pixels = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-            images.append((pixels * 255).round().astype(np.uint8))
-        if not images:
-            return np.zeros((0, self._pixels, self._pixels, 3), np.uint8)
-        return np.concatenate(images)
+            latents = (latents - mean) / std
+        return latents * config.scaling_factor
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

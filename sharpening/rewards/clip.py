@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sharpening.checks import ModelFolderError, check_clip_folder, check_safetensors
 from sharpening.rewards.base import Scores
+from sharpening.rewards.batches import in_fixed_batches, rows_are_independent
 from sharpening.rewards.requests import check_request
 
 logger = logging.getLogger(__name__)
@@ -97,13 +99,48 @@ class ClipScorer:
         if len(images) == 0:
             return Scores(np.zeros(0, np.float32), {})
         text = np.stack([self._text(prompt) for prompt in prompts])  # [N, D]
-        image = self._encode_images(images)  # [N, D]
+        image = self._encode_images(images)  # [N, F]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            cosine = (unit(image) * text).sum(axis=1)
-        values = (100.0 * cosine).astype(np.float32)
+            values = self._compare(image, text).astype(np.float32)
         failed = np.flatnonzero(~np.isfinite(values))
         values[failed] = np.nan
         return Scores(values, {int(i): "not finite" for i in failed})
+
+    def differentiable(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, " batch"]:
+        """The same scores with a gradient to the pixels.
+
+        They equal `score`'s of the images rounded to 8 bit, up to that rounding and to float32's: rows are not kept
+        apart to the last bit here.
+
+        Args:
+            images: float32 in [0, 1], on any device.
+            prompts: one a row.
+
+        Returns:
+            Scores in `score`'s unit, on the scorer's device; not checked for being finite.
+
+        Raises:
+            ValueError: if the numbers of images and prompts differ.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images need as many prompts, not {len(prompts)}")
+        text = np.stack([self._text(prompt) for prompt in prompts])
+        features = self._features(self._preprocess(255.0 * images.to(self._device, torch.float32)))
+        return self._compare_tensors(features, torch.from_numpy(text).to(features))
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """What is read off preprocessed images: `[B, 3, H, W]` → `[B, F]`."""
+        return self._model.encode_image(pixels)
+
+    def _compare(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Scores float64 `[N]` of features `[N, F]` and unit text embeddings `[N, D]`."""
+        return 100.0 * (unit(image) * text).sum(axis=1)
+
+    def _compare_tensors(self, image: Tensor, text: Tensor) -> Tensor:
+        """`_compare` with a gradient to the features."""
+        return 100.0 * (image / image.norm(dim=1, keepdim=True) * text).sum(dim=1)
 
     def _encode_prompt(self, prompt: str) -> np.ndarray:
         """Unit embedding float64 `[D]` of one prompt, alone in its batch."""
@@ -113,36 +150,25 @@ class ClipScorer:
             return unit(embedding.double().cpu().numpy())[0]
 
     def _encode_images(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings float64 `[N, D]` of images `[N, H, W, 3]`, computed in batches of one fixed shape."""
-        embeddings = []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            batch = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
-            batch[: len(part)] = part
-            embeddings.append(self._encode_batch(batch)[: len(part)])
-        return np.concatenate(embeddings)
+        """Features float64 `[N, F]` of images `[N, H, W, 3]`, computed in batches of one fixed shape."""
+        return in_fixed_batches(self._encode_batch, images, self.batch_size)
 
     def _encode_batch(self, batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             pixels = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).contiguous()
-            embedding = self._model.encode_image(self._preprocess(pixels))
-        return embedding.double().cpu().numpy()
+            features = self._features(self._preprocess(pixels))
+        return features.double().cpu().numpy()
 
     def _preprocess(self, pixels: Tensor) -> Tensor:
-        """open_clip's own preprocessing, on tensors: uint8 `[B, 3, H, W]` → float32 of the model's size."""
+        """open_clip's own preprocessing, on tensors: `[B, 3, H, W]` in 0..255 → float32 of the model's size."""
         if tuple(pixels.shape[-2:]) != self.image_size:
             pixels = resize(pixels, self.image_size, self._preprocess_cfg)
         return pixels.float().div(255.0).sub(self._mean).div(self._std)
 
     def _rows_are_independent(self) -> bool:
-        """Whether one image has the same embedding in every row and beside any neighbours, bit for bit."""
+        """Whether one image has the same features in every row and beside any neighbours, bit for bit."""
         noise = np.random.default_rng(0).integers(0, 256, (self.batch_size, *self.image_size, 3), np.uint8)
-        everywhere = self._encode_batch(np.broadcast_to(noise[:1], noise.shape).copy())
-        padded = np.zeros_like(noise)
-        padded[0] = noise[0]
-        first = self._encode_batch(padded)[0]
-        beside = self._encode_batch(noise[::-1].copy())[-1]
-        return bool((everywhere == first).all() and (beside == first).all())
+        return rows_are_independent(self._encode_batch, noise)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -154,13 +180,13 @@ def resize(pixels: Tensor, size: tuple[int, int], config: dict[str, Any]) -> Ten
     """Bring images to the model's size as open_clip's evaluation transform does.
 
     Args:
-        pixels: uint8 `[B, 3, H, W]`.
+        pixels: `[B, 3, H, W]` in 0..255, uint8 or float.
         size: (height, width) the model reads.
         config: `resize_mode` ("shortest": resize the shorter edge and crop the centre; "longest": resize the longer
             edge and pad; "squash"), `interpolation` ("bicubic", "bilinear") and `fill_color` of the padding.
 
     Returns:
-        uint8 `[B, 3, *size]`.
+        `[B, 3, *size]` of the same type; floats are not rounded, but kept in 0..255 where bicubic overshoots.
     """
     from open_clip.transform import center_crop_or_pad
     from torchvision.transforms import InterpolationMode
@@ -180,6 +206,8 @@ def resize(pixels: Tensor, size: tuple[int, int], config: dict[str, Any]) -> Ten
         target = [round(height / ratio), round(width / ratio)]
     interpolation = InterpolationMode.BILINEAR if linear else InterpolationMode.BICUBIC
     pixels = F.resize(pixels, target, interpolation, antialias=True)
+    if pixels.is_floating_point():
+        pixels = pixels.clamp(0, 255)
     return center_crop_or_pad(pixels, size, fill=config.get("fill_color", 0))
 
 

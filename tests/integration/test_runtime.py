@@ -50,7 +50,7 @@ def test_the_final_pipeline_holds_the_learnt_weights(undisturbed: Path, models: 
 
 
 def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None:
-    from sharpening.data.prompts import PromptStream
+    from sharpening.data.source import PromptSource
     from sharpening.loop import train_in_process
     from sharpening.methods.rlhf import RLHFSharpening
     from sharpening.options import TrainingOptions
@@ -70,7 +70,7 @@ def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None
         )  # fmt: skip
         expected = train_in_process(
             load_policy(models.pipeline), RLHFSharpening(options.method_options()), ClipScorer(str(models.clip)),
-            PromptStream(runs.PROMPTS, options.seed, options.prompts_per_update), training,
+            PromptSource(runs.PROMPTS), training,
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)

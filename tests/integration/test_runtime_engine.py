@@ -14,6 +14,7 @@ from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolv
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.engine import apply_gradients, build_engine, whole_weights
 from rayjobs.runtime.learner import LearnerSpec
+from sharpening.data.source import Batch
 from sharpening.loop import learn
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
@@ -62,7 +63,7 @@ def roll_out(pipeline: Path, brightness: Any, update: int) -> Experience:
     seeds = Seeds(0, update, (0, 1, 2, 3))
     prompts = ["a red circle", "a blue cross", "a green square", "a red cross"]
     return RLHFSharpening(options().method_options()).collect(
-        policy, policy.frozen_copy(), brightness, prompts, seeds
+        policy, policy.frozen_copy(), brightness, Batch.of_prompts(prompts), seeds
     )  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def test_prompts(error, tmp_path):
 
 def test_deepspeed_that_contradicts_the_flags(error, good, tmp_path):
     path = tmp_path / "deepspeed.json"
-    pairs = parse(good).pairs_per_update
+    pairs = parse(good).groups_per_update
     cases = [
         ({"train_batch_size": pairs + 1}, "train_batch_size"),
         ({"train_micro_batch_size_per_gpu": 7}, "--train_batch_size"),

@@ -127,9 +127,9 @@ def test_cost_goes_on_after_a_resume(tmp_path):
     run = RunFolder.create(tmp_path / "run", {})
     assert run.read_cost().total_nfe == 0
     cost = run.read_cost()
-    cost.add_nfe("branch", 7)
+    cost.add_nfe("reference", 7)
     run.write_cost(cost)
-    assert run.read_cost().nfe["branch"] == 7
+    assert run.read_cost().nfe["reference"] == 7
 
 
 def test_metrics_grow_and_read_back(tmp_path):

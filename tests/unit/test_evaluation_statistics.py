@@ -129,8 +129,8 @@ def test_final_table_puts_the_sharpened_scale_first_and_counts_guidance():
 
 def test_cost_account_adds_up_and_reads_back():
     account = CostAccount()
-    account.add_nfe("generate", 160)
-    account.add_nfe("generate", 160)
+    account.add_nfe("rollout", 160)
+    account.add_nfe("rollout", 160)
     account.add_nfe("learn", 8)
     account.add_nfe("evaluate", 1000)
     account.add_seconds({"generate": 1.5, "decode": 0.25})
@@ -140,7 +140,7 @@ def test_cost_account_adds_up_and_reads_back():
     account.note_memory("learner", 90)
     contents = account.as_dict()
     assert contents["nfe"] == {
-        "generate": 320, "branch": 0, "reference": 0, "learn": 8, "evaluate": 1000, "training": 328, "total": 1328
+        "rollout": 320, "reference": 0, "learn": 8, "evaluate": 1000, "rank": 0, "training": 328, "total": 1328
     }  # fmt: skip
     assert contents["seconds"] == {"decode": 0.25, "generate": 2.0}
     assert contents["images_scored"] == 12

@@ -12,15 +12,16 @@ K = 2  # groups a prompt
 
 
 def make(staleness: int = 0, prompts: int = 4, batch: int = 2, updates: int = 3, share: float = 0.5) -> HandOver:
-    return HandOver(lambda update, slot: f"{update}/{slot}", prompts, batch, staleness, updates, share)
+    return HandOver(lambda update, slot: 100 * update + slot, prompts, batch, staleness, updates, share)
 
 
 def summary(task: RolloutTask, drop: tuple[int, ...] = ()) -> Summary:
     kept = [slot for slot in task.slots if slot not in drop]
     rewards = np.array([[10.0 * slot, 10.0 * slot + 4] for slot in kept for _ in range(K)]).reshape(-1, 2)
     dropped = [(slot, "timeout") for slot in task.slots if slot in drop]
-    nfe = {"generate": 3, "branch": 1}
-    return Summary(len(kept), dropped, rewards, np.full(len(kept) * K, 4.0), {"generate": 2.0}, nfe, len(task.slots))
+    nfe = {"rollout": 3, "reference": 1}
+    gap = {"reward_gap": np.full(len(kept) * K, 4.0)}
+    return Summary(len(kept), len(kept) * K, dropped, rewards, gap, {"generate": 2.0}, nfe, len(task.slots))
 
 
 def take_all(hand_over: HandOver, versions: set[int]) -> list[RolloutTask]:
@@ -37,7 +38,7 @@ def test_synchronous_tasks_wait_for_their_version_and_cut_the_slots() -> None:
     assert [(task.update, task.index, task.version, task.slots) for task in tasks] == [
         (0, 0, 0, (0, 1)), (0, 1, 0, (2, 3)),
     ]  # fmt: skip
-    assert tasks[1].prompts == ("0/2", "0/3")
+    assert tasks[1].items == (2, 3)
     for task in tasks:
         hand_over.deliver(task, "e", summary(task))
     assert take_all(hand_over, {0}) == []  # update 1 needs version 1
@@ -91,7 +92,7 @@ def test_dropped_prompts_are_refilled_with_new_slots_after_all_tasks_are_in() ->
     assert take_all(hand_over, {0}) == []
     assert not hand_over.deliver(first, "e0", summary(first))
     (refill,) = take_all(hand_over, {0})
-    assert (refill.index, refill.slots, refill.prompts) == (2, (4,), ("0/4",))
+    assert (refill.index, refill.slots, refill.items) == (2, (4,), (4,))
     assert hand_over.deliver(refill, "e2", summary(refill))
     assert hand_over.shares(0, 0, 1) == [Share("e0", 0, 4), Share("e1", 0, 2), Share("e2", 0, 2)]
     row = rollout_row(hand_over.summaries(0), actors=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sharpening.data.prompts import PromptStream
+from sharpening.data.source import Batch, PromptSource
 from sharpening.learning_rate import learning_rate_at
 from sharpening.loop import learn, train_in_process
 from sharpening.methods.base import Experience, Seeds
@@ -27,13 +27,13 @@ TRAINING = TrainingOptions(updates=2, prompts_per_update=4, rollout_batch_size=2
 
 
 def train(policy, score, training=TRAINING, sharpening=SHARPENING, on_update=None):
-    stream = PromptStream(PROMPTS, training.seed, training.prompts_per_update)
-    return train_in_process(policy, RLHFSharpening(sharpening), score, stream, training, on_update)
+    return train_in_process(policy, RLHFSharpening(sharpening), score, PromptSource(PROMPTS), training, on_update)
 
 
 def collected(policy, score):
     method = RLHFSharpening(SHARPENING)
-    return method, method.collect(policy, policy.frozen_copy(), score, PROMPTS[:4], Seeds(0, 0, (0, 1, 2, 3)))
+    batch = Batch.of_prompts(PROMPTS[:4])
+    return method, method.collect(policy, policy.frozen_copy(), score, batch, Seeds(0, 0, (0, 1, 2, 3)))
 
 
 def timeless(history):
@@ -86,8 +86,8 @@ def test_dropped_prompts_are_refilled_with_further_slots(policy, brightness):
                 failed = {i: "timeout" for i, p in enumerate(prompts) if slots[int(p)] in bad}
                 return Scores(brightness(images, prompts).values, failed)
 
-            names = [str(place) for place in range(len(slots))]
-            experiences.append(method.collect(policy, policy.frozen_copy(), score, names, Seeds(0, 0, slots)))
+            batch = Batch.of_prompts([str(place) for place in range(len(slots))])
+            experiences.append(method.collect(policy, policy.frozen_copy(), score, batch, Seeds(0, 0, slots)))
         return experiences
 
     experience = collect_update(collect_tasks, prompts_per_update=4, rollout_batch_size=2, max_failed_share=0.5)
@@ -226,6 +226,6 @@ def test_versions_and_updates_are_counted(policy, brightness):
             seen.append((experience.update, experience.version))
             return super().loss(policy, experience)
 
-    stream = PromptStream(PROMPTS, 1, 4)
-    train_in_process(policy, Watched(SHARPENING), brightness, stream, replace(TRAINING, train_batch_size=8))
+    source = PromptSource(PROMPTS)
+    train_in_process(policy, Watched(SHARPENING), brightness, source, replace(TRAINING, train_batch_size=8))
     assert seen == [(0, 0), (1, 1)]

@@ -15,7 +15,7 @@ from rayjobs import machine
 from rayjobs.command_line import build_parser, parse
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.errors import OptionError, RunStopped
-from rayjobs.options import GROUPS, RLHFOptions, metadata, must_match
+from rayjobs.options import GROUPS, RLHFOptions
 from sharpening.options import SharpeningOptions, TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,15 +39,15 @@ def test_help_answers_in_two_seconds_from_anywhere(tmp_path):
 
 
 def test_help_shows_unit_default_and_symbol_of_every_option():
-    text = " ".join(build_parser().format_help().split())
+    text = " ".join(build_parser(RLHFOptions, "rlhf.py").format_help().split())
     for name in RLHFOptions.model_fields:
         entry = text.split(f" --{name} ", 1)[-1] if f" --{name} " in text else text.split(f" --{name},", 1)[-1]
         found = re.search(r"\[unit: (.+?) \| default: (.+?) \| paper: (.+?)\]", entry)
         assert found, name
-        assert found.group(1) == metadata(name)["unit"]
-        assert found.group(3) == metadata(name)["symbol"]
+        assert found.group(1) == RLHFOptions.metadata(name)["unit"]
+        assert found.group(3) == RLHFOptions.metadata(name)["symbol"]
     for option, symbol in {"branches": "n", "branch_steps": "m", "temperature": "λ", "beta": "β"}.items():
-        assert metadata(option)["symbol"] == symbol
+        assert RLHFOptions.metadata(option)["symbol"] == symbol
     assert (
         "--branches INT branches of one prompt and timestep (paper: 3) [unit: branches | default: 4 | paper: n]" in text
     )
@@ -130,7 +130,7 @@ def test_a_config_reads_back_as_it_was_and_names_no_place(tmp_path):
 
 
 def test_what_a_resumed_run_must_keep():
-    kept = set(must_match())
+    kept = set(RLHFOptions.must_match())
     assert {"branches", "seed", "learning_rate", "num_learners", "rollout_threads", "staleness", "prompts"} <= kept
     assert not kept & {"num_rollout_actors", "output_dir", "max_train_steps", "ray_address", "eval_prompts"}
 
@@ -138,7 +138,7 @@ def test_what_a_resumed_run_must_keep():
 def test_pairs_and_accumulation():
     argv = "--prompts_per_update 8 --timesteps_per_rollout 3 --train_batch_size 4 --num_learners 2"
     options = parse(argv.split())
-    assert options.pairs_per_update == 24
+    assert options.groups_per_update == 24
     assert options.accumulation == 3
 
 
@@ -166,7 +166,7 @@ def test_shipped_deepspeed_files_resolve_to_the_flags(name):
 def test_a_bare_deepspeed_file_gets_everything_from_the_flags():
     resolved = resolve_deepspeed({"zero_optimization": {"stage": 0}}, parse([]))
     assert resolved["optimizer"]["type"] == "AdamW"
-    assert resolved["train_batch_size"] == parse([]).pairs_per_update
+    assert resolved["train_batch_size"] == parse([]).groups_per_update
 
 
 def test_a_contradiction_is_refused_also_where_the_learner_resolves():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sharpening.methods.base import Experience, Seeds
-from sharpening.methods.rlhf import RLHFSharpening, pair_errors
+from sharpening.data.source import Batch
+from sharpening.methods.base import Seeds
+from sharpening.methods.pairs import PairExperience, pair_errors
+from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import OptionError, SharpeningOptions
 from sharpening.rewards.base import Scores
 from sharpening.sampling import sample
@@ -22,7 +24,8 @@ OPTIONS = SharpeningOptions(
 def collect(policy, score, options=OPTIONS, slots=(0, 1, 2, 3), update=5, reference=None):
     prompts = [PROMPTS[slot % 4] for slot in slots]
     reference = reference or policy.frozen_copy()
-    return RLHFSharpening(options).collect(policy, reference, score, prompts, Seeds(11, update, slots))
+    seeds = Seeds(11, update, slots)
+    return RLHFSharpening(options).collect(policy, reference, score, Batch.of_prompts(prompts), seeds)
 
 
 def perturb(policy, scale=0.02):
@@ -99,7 +102,7 @@ def test_collect_is_a_function_of_its_seeds(policy, brightness):
 def test_four_prompts_are_four_times_one(policy, brightness, temperature):
     options = replace(OPTIONS, temperature=temperature)
     together = collect(policy, brightness, options)
-    apart = Experience.cat([collect(policy, brightness, options, slots=(slot,)) for slot in range(4)])
+    apart = PairExperience.cat([collect(policy, brightness, options, slots=(slot,)) for slot in range(4)])
     assert_same(together, apart, tolerance=1e-3)
     assert torch.equal(together.timesteps, apart.timesteps)
     assert together.nfe == apart.nfe
@@ -161,7 +164,7 @@ def test_all_prompts_may_fail(policy, brightness):
     experience = collect(policy, down, replace(OPTIONS, temperature=1.0))
     assert experience.groups == 0
     assert experience.dropped == [(slot, "unavailable") for slot in range(4)]
-    both = Experience.cat([experience, collect(policy, brightness, slots=(4, 5))])
+    both = PairExperience.cat([experience, collect(policy, brightness, slots=(4, 5))])
     assert (both.groups, both.slots, both.group_prompt.tolist()) == (6, [4, 5], [0, 0, 0, 1, 1, 1])
     assert len(both.dropped) == 4
 
@@ -369,7 +372,7 @@ def test_cat_refuses_different_updates_and_versions(policy, brightness):
     experience = collect(policy, brightness, slots=(0,))
     for change in ({"update": 6}, {"version": 2}):
         with pytest.raises(ValueError, match="share update and version"):
-            Experience.cat([experience, replace(experience, **change)])
+            PairExperience.cat([experience, replace(experience, **change)])
 
 
 def test_gumbel_noise_is_each_prompts_own(policy, brightness):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rayjobs.command_line import parse
 from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime import checkpoints, cluster, weights
@@ -104,7 +105,7 @@ def status(done: int, phase: str = "training", events: tuple[str, ...] = ()) -> 
 
 def test_a_log_gets_events_at_once_and_lines_now_and_then() -> None:
     log = io.StringIO()
-    line = ProgressLine(log)
+    line = ProgressLine("rlhf", log)
     line.show(status(1, events=("rollout-0 died",)))
     line.show(status(1))
     line.show(status(2))  # too soon after the first
@@ -154,4 +155,6 @@ def test_a_local_ray_leaves_no_token_in_a_clean_home(tmp_path: Path, monkeypatch
 
 def test_the_config_that_a_resume_command_names_is_what_the_run_had(tmp_path: Path) -> None:
     options = RLHFOptions(max_train_steps=7, output_dir=str(tmp_path))
-    assert RLHFOptions(**json.loads(json.dumps(options.config()))).max_train_steps == 7
+    (tmp_path / "config.json").write_text(json.dumps(options.config()))
+    again = parse(["--config", str(tmp_path / "config.json")], "finetune.py", ("ddpo", "rlhf"))
+    assert (again.method, again.max_train_steps) == ("rlhf", 7)

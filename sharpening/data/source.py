@@ -1,0 +1,124 @@
+"""Where a run's training examples come from: prompts alone, images with captions, or preference pairs.
+
+Imports no torch: a source travels to every actor, and command lines check one before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+Kind = Literal["prompts", "images", "pairs"]
+"""What an example is: a prompt, an image and its caption, or a preferred and another image of one caption."""
+
+
+class DataFileError(ValueError):
+    """A data file cannot be used; the message is one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """P training examples.
+
+    Attributes:
+        prompts: P prompts.
+        images: k images of each prompt. 0: prompts alone (height and width are 0 too); 1: an image of the prompt; 2:
+            the preferred image, then the other.
+    """
+
+    prompts: list[str]
+    images: UInt8[np.ndarray, "prompt image height width 3"]
+
+    def __len__(self) -> int:
+        """Number of examples P."""
+        return len(self.prompts)
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[str]) -> Batch:
+        """Prompts alone.
+
+        Args:
+            prompts: P prompts.
+
+        Returns:
+            A batch with `k = 0`.
+        """
+        return cls(list(prompts), np.zeros((len(prompts), 0, 0, 0, 3), np.uint8))
+
+    def select(self, indices: Sequence[int]) -> Batch:
+        """Some of the examples, in the order given.
+
+        Args:
+            indices: their places in this batch; they may repeat.
+
+        Returns:
+            A batch of `len(indices)` examples.
+        """
+        return Batch([self.prompts[i] for i in indices], self.images[np.asarray(indices, dtype=np.intp)])
+
+
+class Source(Protocol):
+    """Training examples in a fixed order, read in any order; can be pickled.
+
+    Attributes:
+        kind: what an example is.
+    """
+
+    kind: Kind
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def prompts(self, indices: Sequence[int]) -> list[str]:
+        """Prompts of some examples; no image is read."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Some examples, their images read and decoded."""
+
+
+class PromptSource:
+    """Prompts alone, as methods that draw their own images need them.
+
+    Attributes:
+        kind: "prompts".
+    """
+
+    kind: Kind = "prompts"
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        """Make a source.
+
+        Args:
+            prompts: the prompts, in the source's order.
+        """
+        self._prompts = list(prompts)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self._prompts)
+
+    def prompts(self, indices: Sequence[int]) -> list[str]:
+        """Some prompts.
+
+        Args:
+            indices: their places, from 0.
+
+        Returns:
+            The prompts, in the order of `indices`.
+        """
+        return [self._prompts[i] for i in indices]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Some prompts, with no image.
+
+        Args:
+            indices: their places, from 0.
+
+        Returns:
+            A batch with `k = 0`.
+        """
+        return Batch.of_prompts(self.prompts(indices))

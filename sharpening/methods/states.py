@@ -1,0 +1,125 @@
+"""Noisy states of given images with the noise each is regressed to: what methods that learn from images share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sharpening import losses
+from sharpening.data.source import Batch
+from sharpening.methods.base import Experience, Seeds, check_batch
+from sharpening.policies.base import Condition, Policy
+from sharpening.schedule import Schedule
+from sharpening.seeds import generator, noise
+
+
+@dataclass(kw_only=True)
+class StateExperience(Experience):
+    """States of G groups: n members (branches, or the images of a pair) of m states each.
+
+    Attributes:
+        x_t: `[G, n, m, C, H, W]`, the states.
+        timesteps: `[G, m]`.
+        mask: `[G, m]`, which states exist (branches are cut off at the clean end).
+        target: `[G, n, m, C, H, W]`, the noise a state is regressed to.
+    """
+
+    x_t: Float[Tensor, "group member step channel height width"]
+    timesteps: Int[Tensor, "group step"]
+    mask: Bool[Tensor, "group step"]
+    target: Float[Tensor, "group member step channel height width"]
+
+
+class _Scheduled(Protocol):
+    schedule: Schedule
+
+
+def state_errors(policy: Policy, experience: StateExperience) -> Float[Tensor, "group member step"]:
+    """`‖ε_θ(x_T, c, T) − ε‖²` at each state, in one evaluation.
+
+    Args:
+        policy: the model; gradients flow into its denoiser if they are enabled.
+        experience: states, their timesteps, mask, targets and prompts; only states that exist are evaluated.
+
+    Returns:
+        Mean squared error per element, 0 where a state does not exist; on the policy's device.
+    """
+    exists = experience.mask[:, None, :].expand(experience.x_t.shape[:3])
+    group, member, step = exists.nonzero(as_tuple=True)
+    prediction = policy.predict(
+        experience.x_t[exists].to(policy.device),
+        experience.timesteps[group, step].to(policy.device),
+        experience.condition.index(experience.group_prompt[group]).to(policy.device),
+    )
+    error = losses.mean_squared_error(prediction.eps, experience.target[exists].to(policy.device))
+    places = tuple(index.to(policy.device) for index in (group, member, step))
+    return torch.zeros(exists.shape, device=policy.device, dtype=error.dtype).index_put(places, error)
+
+
+def check_images(batch: Batch, seeds: Seeds, count: int) -> None:
+    """Refuse examples that do not match their slots, or have another number of images.
+
+    Args:
+        batch: the task's examples.
+        seeds: one slot an example.
+        count: images the method needs of each: 1, or 2 for pairs.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    check_batch(batch, seeds)
+    if batch.images.shape[1] != count:
+        needed = {1: "one image of each prompt", 2: "a preferred and another image of each prompt"}[count]
+        raise ValueError(f"the examples have {batch.images.shape[1]} images each; pass a source with {needed}")
+
+
+def training_timesteps(policy: Policy) -> int:
+    """How many timesteps the model was trained at.
+
+    Args:
+        policy: the model.
+
+    Returns:
+        T; timesteps run from 0 to T − 1.
+    """
+    return len(cast(_Scheduled, policy).schedule.alphas_cumprod)
+
+
+def drop_prompts(policy: Policy, condition: Condition, seeds: Seeds, proportion: float) -> Condition:
+    """Replace some prompts by the empty one, so that guidance keeps something to contrast a prompt with.
+
+    Args:
+        policy: knows the empty prompt's embedding.
+        condition: embeddings, one row a slot.
+        seeds: counters of the draws.
+        proportion: probability of each prompt to be replaced (arXiv 2207.12598, p_uncond).
+
+    Returns:
+        A condition of as many rows.
+    """
+    draws = [generator(seeds.run_seed, "empty prompt", seeds.update, slot).random() for slot in seeds.slots]
+    rows = [len(draws) if draw < proportion else b for b, draw in enumerate(draws)]
+    return Condition.cat([condition, policy.uncondition(1)]).index(rows)
+
+
+def group_noise(policy: Policy, seeds: Seeds, timesteps: int) -> Float[Tensor, "group channel height width"]:
+    """A noise for each timestep of each example.
+
+    Args:
+        policy: knows the latents' shape.
+        seeds: counters of the draws.
+        timesteps: K, timesteps an example.
+
+    Returns:
+        Standard normal, the K noises of an example in a row; on the policy's device.
+    """
+    draws = [
+        noise(policy.latent_shape, seeds.run_seed, "noise", seeds.update, slot, k)
+        for slot in seeds.slots
+        for k in range(timesteps)
+    ]
+    return torch.stack(draws).to(policy.device)

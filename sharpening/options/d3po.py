@@ -1,0 +1,33 @@
+"""Options of D3PO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sharpening.options.base import described
+from sharpening.options.stochastic import StochasticOptions
+from sharpening.options.training import TrainingOptions
+
+
+@dataclass(frozen=True)
+class D3POOptions(StochasticOptions):
+    """Options of D3PO. β and ε default to the public code's, the rest to what the embedded world asks.
+
+    Attributes:
+        beta: β, strength of the log ratio; log-probabilities are per-element means.
+        clip_range: ε, the ratio to the reference is clipped to 1 ± this.
+    """
+
+    beta: float = described(0.1, "strength of the pull to the reference", symbol="β", gt=0)
+    clip_range: float = described(
+        0.1, "the ratio of a step's probabilities is clipped to 1 ± this", "ratio", "ε", gt=0, lt=1
+    )
+
+    about: ClassVar[str] = "D3PO: preferences over the sampler's steps (arXiv 2311.13231)"
+    training: ClassVar[TrainingOptions] = TrainingOptions()
+
+    @property
+    def groups_per_prompt(self) -> int:
+        """One group a learnt step of the pair."""
+        return self.timesteps_per_rollout

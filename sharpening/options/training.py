@@ -1,0 +1,108 @@
+"""Options of training, which all methods share, and the error that refuses one. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+class OptionError(ValueError):
+    """An option has a value that cannot work.
+
+    Attributes:
+        option: name of the option.
+        reason: what is wrong with it and what to do.
+    """
+
+    def __init__(self, option: str, reason: str) -> None:
+        """Name the option and the reason.
+
+        Args:
+            option: name of the option.
+            reason: what is wrong with it and what to do.
+        """
+        super().__init__(f"{option}: {reason}")
+        self.option = option
+        self.reason = reason
+
+
+def require(holds: bool, option: str, reason: str) -> None:
+    """Refuse an option.
+
+    Args:
+        holds: whether it can work.
+        option: its name.
+        reason: what is wrong otherwise and what to do.
+
+    Raises:
+        OptionError: if it cannot.
+    """
+    if not holds:
+        raise OptionError(option, reason)
+
+
+def nonnegative(value: float) -> bool:
+    """Whether a number is finite and at least 0."""
+    return math.isfinite(value) and value >= 0
+
+
+_SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of the training loop, named as in diffusers' training scripts where those have them.
+
+    Attributes:
+        updates: updates; a rollout of fresh experience and `inner_steps` optimiser steps each.
+        prompts_per_update: prompts whose rollouts make one update.
+        rollout_batch_size: prompts of one rollout task, the fixed unit of work.
+        inner_steps: optimiser steps made from one update's experience, each on an equal share of its groups.
+        train_batch_size: groups (prompt, timestep) of one forward and backward pass; gradients accumulate over an
+            update's passes.
+        learning_rate: AdamW's learning rate.
+        lr_scheduler: "constant", "constant_with_warmup", "linear" or "cosine" (both down to zero at the last update).
+        lr_warmup_steps: updates over which the learning rate rises to that value.
+        adam_beta1: decay of AdamW's first moment.
+        adam_beta2: decay of AdamW's second moment.
+        adam_weight_decay: AdamW's weight decay.
+        adam_epsilon: AdamW's ε.
+        max_grad_norm: gradients are clipped to this norm.
+        max_failed_share: the run stops when a larger share of an update's prompts failed to score.
+        seed: the run's seed.
+    """
+
+    updates: int = 36
+    prompts_per_update: int = 24
+    rollout_batch_size: int = 6
+    inner_steps: int = 1
+    train_batch_size: int = 32
+    learning_rate: float = 6e-5
+    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    max_failed_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check each option.
+
+        Raises:
+            OptionError: if an option has a value that cannot work.
+        """
+        for option in ("updates", "prompts_per_update", "rollout_batch_size", "train_batch_size", "inner_steps"):
+            require(getattr(self, option) >= 1, option, "is below 1; pass 1 or more")
+        for option in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            value = getattr(self, option)
+            require(nonnegative(value) and value > 0, option, "must be a finite number; pass one above 0")
+        for option in ("lr_warmup_steps", "adam_weight_decay"):
+            require(nonnegative(getattr(self, option)), option, "must be a finite number; pass 0 or more")
+        require(self.lr_scheduler in _SCHEDULERS, "lr_scheduler", f"must be one of {', '.join(_SCHEDULERS)}")
+        for option in ("adam_beta1", "adam_beta2", "max_failed_share"):
+            value = getattr(self, option)
+            require(nonnegative(value) and value < 1, option, "must lie in [0, 1)")
