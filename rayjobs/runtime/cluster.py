@@ -101,18 +101,23 @@ class Connection:
             ray.shutdown()
 
 
-def thread_environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int, at_a_time: int, available: float) -> dict[str, str]:
     """Environment of a process that computes on some threads.
 
-    Threads that wait by spinning starve those they wait for when processes share cores, as ours do.
+    OpenMP's threads spin for some milliseconds between two operations, which is what makes a few of them fast: asleep,
+    they double a learner's time (docs/performance.md). But threads that spin starve those they wait for, where more of
+    them compute at a time than there are CPUs.
 
     Args:
         threads: torch threads of the process.
+        at_a_time: Threads that compute at the same time on its machine, this process's among them.
+        available: CPUs of its machine.
 
     Returns:
         Variables for its runtime environment.
     """
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return variables | {"OMP_WAIT_POLICY": "PASSIVE"} if at_a_time > available else variables
 
 
 def threads_wanted(options: JobOptions) -> int:

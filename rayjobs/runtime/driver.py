@@ -130,7 +130,9 @@ class Run:
         device = "cuda" if gpu else "cpu"
         reserved = cluster.reserve(options, resources, gpu)
         self.source = training_source(options, self.folder)
-        plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, self.source)
+        plan = launch.Plan(
+            options, self.folder, self.folder.path.name, namespace, device, reserved, resources["CPU"], self.source
+        )
         for note in (reserved.note, launch.compiler_note(device)):
             if note:
                 self.progress.say(note)

@@ -37,6 +37,7 @@ class Plan:
         namespace: Ray namespace of its actors.
         device: `cpu` or `cuda`.
         reserved: CPUs and GPUs of each process.
+        cpus: CPUs of the cluster.
         source: Training examples; `None` while the pairs are still to be ranked.
         actors: Rollout actors by name, once started.
     """
@@ -47,6 +48,7 @@ class Plan:
     namespace: str
     device: str
     reserved: cluster.Reservations
+    cpus: float
     source: "Source | None"
     actors: dict[str, Any] = field(default_factory=dict)
 
@@ -54,6 +56,20 @@ class Plan:
     def app(self) -> str:
         """Name of the reward's application on Serve."""
         return f"reward-{self.name}"
+
+    def threads(self, each: int, processes: int) -> dict[str, str]:
+        """Environment of processes of one kind; with staleness 0, rollouts and learners compute by turns.
+
+        Args:
+            each: Threads of a process.
+            processes: How many there are.
+
+        Returns:
+            Variables for their runtime environment.
+        """
+        options = self.options
+        at_a_time = cluster.threads_wanted(options) if options.staleness else each * processes
+        return cluster.thread_environment(each, at_a_time, self.cpus)
 
 
 def start_coordinator(plan: Plan) -> Any:
@@ -107,7 +123,7 @@ def start_actors(plan: Plan) -> None:
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
             max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": cluster.thread_environment(options.rollout_threads)},
+            runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
 
@@ -236,7 +252,7 @@ class Training(threading.Thread):
                 name=checkpoints.FOLDER,
                 storage_path=str(plan.folder.path.resolve()),
                 failure_config=ray.train.FailureConfig(max_failures=plan.options.max_failures),
-                worker_runtime_env={"env_vars": cluster.thread_environment(plan.options.learner_threads)},
+                worker_runtime_env={"env_vars": plan.threads(plan.options.learner_threads, plan.options.num_learners)},
             ),
         ).fit()
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sharpening.data.source import Batch
 
-REWARD_MODELS: dict[str, str] = {}
+REWARD_MODELS: dict[str, str] = {
+    "embedded": "sharpening.rewards.embedded:CompositionalModels",
+}
 """Import path of each set of reward models, by the name users give it."""
 
 

@@ -12,6 +12,13 @@ __all__ = ["REWARDS", "RewardUnavailable", "ScoreFn", "Scores", "load_reward", "
 
 REWARDS: dict[str, str] = {
     "clip": "sharpening.rewards.clip:ClipScorer",
+    "embedded-aesthetic": "sharpening.rewards.embedded:AestheticScorer",
+    "embedded-preference": "sharpening.rewards.embedded:PreferenceScorer",
+    "embedded-attribute": "sharpening.rewards.embedded:AttributeScorer",
+    "embedded-spatial": "sharpening.rewards.embedded:SpatialScorer",
+    "embedded-non_spatial": "sharpening.rewards.embedded:NonSpatialScorer",
+    "embedded-compositional": "sharpening.rewards.embedded:CompositionalScorer",
+    "embedded-verifier": "sharpening.rewards.verifier:VerifierScorer",
 }
 """Import path of each scorer's class, by the name users give it."""
 

@@ -123,19 +123,23 @@ class ClipScorer:
 
         Raises:
             ValueError: if the numbers of images and prompts differ.
-        """
+        """  # noqa: DOC502
+        return self._compare_tensors(*self._read(images, prompts))
+
+    def _read(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Features of images in [0, 1], with a gradient to the pixels, and of their prompts, without."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need as many prompts, not {len(prompts)}")
         text = np.stack([self._text(prompt) for prompt in prompts])
         features = self._features(self._preprocess(255.0 * images.to(self._device, torch.float32)))
-        return self._compare_tensors(features, torch.from_numpy(text).to(features))
+        return features, torch.from_numpy(text).to(features)
 
     def _features(self, pixels: Tensor) -> Tensor:
         """What is read off preprocessed images: `[B, 3, H, W]` → `[B, F]`."""
         return self._model.encode_image(pixels)
 
     def _compare(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Scores float64 `[N]` of features `[N, F]` and unit text embeddings `[N, D]`."""
+        """Scores float64 `[N]` of images' features `[N, F]` and prompts' `[N, D]`."""
         return 100.0 * (unit(image) * text).sum(axis=1)
 
     def _compare_tensors(self, image: Tensor, text: Tensor) -> Tensor:

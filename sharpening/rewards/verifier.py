@@ -54,10 +54,9 @@ class VerifierScorer:
         """  # noqa: DOC502
         check_request(images, prompts)
         facts = [self._facts(prompt) for prompt in prompts]
-        shares = [np.mean(verify(image, known)) if known else np.nan for image, known in zip(images, facts, strict=True)]
-        return Scores(
-            np.array(shares, np.float32), {i: "rejected" for i, known in enumerate(facts) if not known}
-        )
+        judged = zip(images, facts, strict=True)
+        shares = [np.mean(verify(image, known)) if known else np.nan for image, known in judged]
+        return Scores(np.array(shares, np.float32), {i: "rejected" for i, known in enumerate(facts) if not known})
 
 
 def facts_in(prompt: str) -> tuple[Fact, ...]:

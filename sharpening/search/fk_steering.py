@@ -20,6 +20,9 @@ class FKOptions(SearchOptions):
     """Options of FK steering. Published: 4 particles, λ = 10 for ImageReward, η = 1, resampling every 5 steps from 5 to
     30 of 100.
 
+    λ goes with the reward's unit: under the CLIP score, cosine × 100, particles lie points apart, and 10 a point would
+    leave the best alone. All that a budget pays for walk together, since one large filter chooses among more.
+
     Attributes:
         particles: N; 0 takes as many as the budget pays for, so that there is a single run.
         potential: what a particle is weighted by: the reward's "difference" since it was last resampled, the
@@ -33,9 +36,9 @@ class FKOptions(SearchOptions):
         eta: η of the sampler's steps; copies of a particle part by its noise.
     """
 
-    particles: int = 4
+    particles: int = 0
     potential: Literal["difference", "max", "sum"] = "difference"
-    reward_scale: float = 10.0
+    reward_scale: float = 0.2
     resample_from: int = 1
     resample_to: int = 4
     resample_every: int = 1

@@ -16,7 +16,10 @@ from sharpening.search.session import Session, SessionSearch
 
 @dataclass(frozen=True)
 class ZeroOrderOptions(SearchOptions):
-    """Options of zero-order search; the published settings.
+    """Options of zero-order search. Published: 4 neighbours at λ = 0.95, and the best of them always follows the pivot.
+
+    A budget of sixteen images is four such rounds, too few for steps that small: the default steps are larger and keep
+    a pivot that no neighbour betters.
 
     Attributes:
         neighbours: neighbours of the pivot in a round.
@@ -25,8 +28,8 @@ class ZeroOrderOptions(SearchOptions):
     """
 
     neighbours: int = 4
-    similarity: float = 0.95
-    keep_pivot: bool = False
+    similarity: float = 0.7
+    keep_pivot: bool = True
 
     def __post_init__(self) -> None:
         """Check each option.

@@ -17,6 +17,7 @@ __all__ = [
     "BenchmarkPrompt",
     "benchmark",
     "clip_folder",
+    "heads_folder",
     "pipeline_folder",
     "training_prompts",
     "validation_benchmark",
@@ -33,6 +34,11 @@ def pipeline_folder() -> Path:
 def clip_folder() -> Path:
     """The tiny CLIP, in open_clip's `local-dir:` layout (`python -m sharpening.shapes.train clip`)."""
     return _ASSETS / "clip"
+
+
+def heads_folder() -> Path:
+    """The reward heads on the tiny CLIP (`python -m sharpening.shapes.train heads`)."""
+    return _ASSETS / "heads"
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ SEEDS = SearchSeeds(11, (0, 1, 2))
 STEPS = 4
 SMALL = {
     "random": ("random", {}),
-    "zero_order": ("zero_order", {"neighbours": 3}),
+    "zero_order": ("zero_order", {"neighbours": 3, "keep_pivot": False}),
     "zero_order, pivot kept": ("zero_order", {"neighbours": 2, "keep_pivot": True}),
     "paths": (
         "paths",

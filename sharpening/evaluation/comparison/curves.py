@@ -14,6 +14,8 @@ from sharpening.evaluation.comparison.results import TrainingCurve
 TIME_CONSTANTS = 3.0
 """A loss counts as settled after three time constants, at 95 % of its fall."""
 
+MIN_UPDATES = 10
+
 
 def over_seeds(
     curves: Sequence[TrainingCurve], metric: str
@@ -58,13 +60,16 @@ def settled_at(updates: Float[np.ndarray, " update"], loss: Float[np.ndarray, " 
     Returns:
         `3 τ`, from the first update on; `None` where no fall is fitted, or it is not over within the updates.
     """
-    if len(loss) < 4:
+    if len(loss) < MIN_UPDATES:
         return None
     since = updates - updates[0]
     tenth = max(1, len(loss) // 10)
     guess = (loss[-tenth:].mean(), loss[:tenth].mean() - loss[-tenth:].mean(), since[-1] / 5)
     bounds = ((-np.inf, -np.inf, np.diff(updates).min()), (np.inf, np.inf, 10 * since[-1]))
-    (_, fall, constant), _ = curve_fit(_decay, since, loss, p0=guess, bounds=bounds)
+    try:
+        (_, fall, constant), _ = curve_fit(_decay, since, loss, p0=guess, bounds=bounds)
+    except RuntimeError:  # no such curve fits
+        return None
     settled = TIME_CONSTANTS * float(constant)
     return float(updates[0]) + settled if fall > 0 and settled <= since[-1] else None
 

@@ -58,9 +58,9 @@ def crossed_interval(values: Float[np.ndarray, "seed prompt"]) -> Estimate:
     means over S, `V_b` that of the prompts' means over P, and `V_e` the residual mean square over SP; it is not let
     fall below `V_a` or `V_b`. Student's t quantile has Satterthwaite's degrees of freedom,
     `V² / (V_a²/(S−1) + V_b²/(P−1) + V_e²/((S−1)(P−1)))`: near S − 1 where runs differ most, near P − 1 where
-    prompts do. A two-level bootstrap is no match with three seeds: it takes the seeds' variance for (S−1)/S of
-    what it is and knows no t quantile, so that its 95 % intervals hold the truth in 75 to 85 cases of 100 where
-    seeds matter.
+    prompts do. Simulated with three seeds, such intervals hold the truth in 93 to 98 cases of 100, whichever of the
+    three spreads prevails. A two-level bootstrap takes the seeds' variance for (S−1)/S of what it is and knows no t
+    quantile: where runs differ its 95 % intervals held the truth in 72 to 87 cases of 100.
 
     Args:
         values: a value a seed and prompt, all finite.
