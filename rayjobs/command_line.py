@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
-from rayjobs.options import GROUPS, JobOptions, options_class
+from rayjobs.options import JobOptions, Options, options_class
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +32,7 @@ def _base_type(annotation: Any) -> Any:
     return annotation
 
 
-def _default(model: type[JobOptions], name: str) -> str:
+def _default(model: type[Options], name: str) -> str:
     """A default as the help words it."""
     shown = model.metadata(name)["shown"]
     value = model.model_fields[name].default
@@ -41,11 +41,11 @@ def _default(model: type[JobOptions], name: str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return " ".join(f"{item:g}" for item in value)
+        return " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def build_parser(model: type[JobOptions], program: str, methods: Sequence[str] = ()) -> argparse.ArgumentParser:
+def build_parser(model: type[Options], program: str, methods: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser behind `--help`.
 
     Args:
@@ -58,13 +58,13 @@ def build_parser(model: type[JobOptions], program: str, methods: Sequence[str] =
     """
     chosen = " --method NAME" if methods else ""
     parser = _Parser(
-        prog=program, description=f"{model.option_class.about} of a diffusion model on Ray.", allow_abbrev=False,
+        prog=program, description=model.about, allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         usage=f"python rayjobs/{program}{chosen} [--config FILE] [--option VALUE ...]",
         epilog="Every option shows its unit, its default and the paper's symbol.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )  # fmt: skip
-    groups = {key: parser.add_argument_group(key, about) for key, about in GROUPS.items()}
+    groups = {key: parser.add_argument_group(key, about) for key, about in model.groups.items()}
     if methods:
         groups["method"].add_argument(
             "--method", metavar="{" + ",".join(methods) + "}",
@@ -79,7 +79,8 @@ def build_parser(model: type[JobOptions], program: str, methods: Sequence[str] =
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is tuple:
-            keywords |= {"nargs": "+", "metavar": "FLOAT"}
+            item = get_args(kind)[0]
+            keywords |= {"nargs": "+", "metavar": {int: "INT", float: "FLOAT"}.get(item, "TEXT")}
         elif get_origin(kind) is Literal:
             keywords["metavar"] = "{" + ",".join(get_args(kind)) + "}"
         else:
@@ -92,7 +93,7 @@ def build_parser(model: type[JobOptions], program: str, methods: Sequence[str] =
     return parser
 
 
-def _suggest(word: str, model: type[JobOptions]) -> str:
+def _suggest(word: str, model: type[Options]) -> str:
     """What to do about a name that is no option."""
     close = difflib.get_close_matches(word, [*model.model_fields, "method", "config"], n=1)
     return f"did you mean --{close[0]}?" if close else "see --help for the options"
@@ -133,7 +134,7 @@ def read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, from_file: str | None, model: type[JobOptions]) -> tuple[str, str, str]:
+def _explain(error: ValidationError, from_file: str | None, model: type[Options]) -> tuple[str, str, str]:
     """The first thing that pydantic found: the option, what is wrong, what to do."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
@@ -181,17 +182,45 @@ def parse(argv: Sequence[str], program: str = "rlhf.py", methods: Sequence[str] 
     path = asked.get("config")
     file_values = read_config(path) if path else {}
     method = _method(asked.get("method"), file_values.pop("method", None), methods, "--help" in argv or "-h" in argv)
-    model = options_class(method)
-    for key in file_values:
-        if key not in model.model_fields:
-            raise OptionError("config", f"{path} has '{key}', which is no option", _suggest(str(key), model))
-    parser = build_parser(model, program, methods if len(methods) > 1 else ())
-    namespace, unknown = parser.parse_known_args(list(argv))
+    options = read(options_class(method), argv, program, file_values, methods if len(methods) > 1 else ())
+    assert isinstance(options, JobOptions)
+    return options
+
+
+def read(
+    model: type[Options],
+    argv: Sequence[str],
+    program: str,
+    file_values: dict[str, Any] | None = None,
+    methods: Sequence[str] = (),
+) -> Options:
+    """Read a job's options off its command line.
+
+    Args:
+        model: What it can be told.
+        argv: Arguments, without the program's name.
+        program: The job's file name.
+        file_values: What the file named by `--config` says; `None` has it read here.
+        methods: What `--method` may name, where the job has it.
+
+    Returns:
+        Options whose values are each within their bounds.
+
+    Raises:
+        OptionError: If an option is unknown or its value is wrong.
+    """  # fmt: skip
+    namespace, unknown = build_parser(model, program, methods).parse_known_args(list(argv))
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("--"):
             raise OptionError("help", f"unexpected argument '{word}'", "options start with --, see --help")
         raise OptionError(word.lstrip("-"), "unknown option", _suggest(word.lstrip("-"), model))
+    path = getattr(namespace, "config", None)
+    if file_values is None:
+        file_values = read_config(path) if path else {}
+    for key in file_values:
+        if key not in model.model_fields:
+            raise OptionError("config", f"{path} has '{key}', which is no option", _suggest(str(key), model))
     flags = {name: value for name, value in vars(namespace).items() if name not in ("config", "method")}
     try:
         return model(**{**file_values, **flags})

@@ -69,13 +69,39 @@ def _declared(option_class: type[MethodOptions], name: str) -> Any:
     return option(found.default, "method", **told, **found.metadata["bounds"])
 
 
-class JobOptions(BaseModel):
+class Options(BaseModel):
+    """What a job can be told, each field declared by `option`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    groups: ClassVar[dict[str, str]] = GROUPS
+    about: ClassVar[str] = ""
+
+    @classmethod
+    def metadata(cls, name: str) -> dict[str, Any]:
+        """What `option` noted about a field.
+
+        Args:
+            name: The option's name.
+
+        Returns:
+            Its group, unit, symbol, shown default, fix and whether a resumed run must keep it.
+        """
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return dict(extra)
+
+    @classmethod
+    def must_match(cls) -> list[str]:
+        """Names of the options that a resumed run must keep, in their order of declaration."""
+        return [name for name in cls.model_fields if cls.metadata(name)["resume"]]
+
+
+class JobOptions(Options):
     """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # model
     pretrained_model_name_or_path: str = option(
@@ -197,6 +223,10 @@ class JobOptions(BaseModel):
         (1.0, 3.0), "evaluation", "-", "guidance scales to evaluate at; the rollouts' own is always among them", "w",
         resume=False,
     )  # fmt: skip
+    validation_steps: int = option(
+        6, "evaluation", "updates", "updates between looks at other held-out prompts; 0 for none", resume=False, ge=0
+    )
+    validation_prompts: int = option(48, "evaluation", "prompts", "how many of those", resume=False, ge=2)
     skip_evaluation: bool = option(False, "evaluation", "switch", "train only", resume=False)
 
     # output
@@ -275,25 +305,6 @@ class JobOptions(BaseModel):
         values = self.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", "ray_address"})
         return {"method": self.method, **values}
 
-    @classmethod
-    def metadata(cls, name: str) -> dict[str, Any]:
-        """What `option` noted about a field.
-
-        Args:
-            name: The option's name.
-
-        Returns:
-            Its group, unit, symbol, shown default, fix and whether a resumed run must keep it.
-        """
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict)
-        return dict(extra)
-
-    @classmethod
-    def must_match(cls) -> list[str]:
-        """Names of the options that a resumed run must keep, in their order of declaration."""
-        return [name for name in cls.model_fields if cls.metadata(name)["resume"]]
-
     def __reduce__(self) -> Any:
         # The class is made at run time: another process makes it again from the method's name.
         return _load, (self.method, self.model_dump())
@@ -358,6 +369,7 @@ def options_class(method: str) -> type[JobOptions]:
     bases = (JobOptions, DATA[declared.data])
     made: Any = create_model(f"{declared.__name__}OfJob", __base__=bases, __module__=__name__, **found)
     made.method, made.option_class = method, declared
+    made.about = f"{declared.about} of a diffusion model on Ray."
     return made
 
 

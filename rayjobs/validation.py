@@ -162,7 +162,7 @@ def settle_device(options: JobOptions, device: str, available: int, where: str) 
     return options.model_copy(update={"use_gpu": "yes" if device == "cuda" else "no", "deepspeed_config": path})
 
 
-def _local_folder(option: str, value: str) -> Path | None:
+def local_folder(option: str, value: str) -> Path | None:
     """The folder a model option names, or `None` when it is a hub id.
 
     `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
@@ -218,7 +218,7 @@ def check_model(options: JobOptions) -> int | None:
 
         folder: Path | None = pipeline_folder()
     else:
-        folder = _local_folder(name, value)
+        folder = local_folder(name, value)
     if folder is None:
         return options.resolution
     try:
@@ -243,7 +243,7 @@ def check_reward_model(options: JobOptions) -> None:
 
         folder = clip_folder()
     elif not architecture:
-        folder = _local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
+        folder = local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
     try:
         if folder is not None:
             checks.check_clip_folder(folder)

@@ -148,8 +148,25 @@ def connect(options: JobOptions, namespace: str) -> Connection:
 
     Raises:
         OptionError: If the cluster does not answer.
+    """  # noqa: DOC502
+    return join(options.ray_address, namespace, threads_wanted(options))
+
+
+def join(wanted: str | None, namespace: str, threads: int) -> Connection:
+    """Join a cluster, or start a local Ray.
+
+    Args:
+        wanted: The cluster's address; `None` for the one that the environment names, or none.
+        namespace: For the names of actors.
+        threads: Compute threads of the processes to come: a local Ray has room for them all.
+
+    Returns:
+        The connection, to be closed at the end.
+
+    Raises:
+        OptionError: If the cluster does not answer.
     """
-    address = options.ray_address or os.environ.get("RAY_ADDRESS")
+    address = wanted or os.environ.get("RAY_ADDRESS")
     use(authentication(joins=bool(address)))
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -164,7 +181,7 @@ def connect(options: JobOptions, namespace: str) -> Connection:
         # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
         # No dashboard: it is ten processes, and ends with the run. `ray start --head` brings one to stay.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        cpus = max(machine.cpus(), threads_wanted(options))
+        cpus = max(machine.cpus(), threads)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:

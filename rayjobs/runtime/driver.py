@@ -14,9 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rayjobs import machine
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
+from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
@@ -107,7 +109,7 @@ class Run:
             self._rank(report)
         if before is not None:
             report.take("before", self._await(before))
-        self._watch(self.training)
+        self._watch(self.training, report)
         self._check(self.training)
         if report.tasks:
             after = self.coordinator.ask.remote("evaluate", report.tasks, None, "evaluating after")
@@ -130,9 +132,8 @@ class Run:
         device = "cuda" if gpu else "cpu"
         reserved = cluster.reserve(options, resources, gpu)
         self.source = training_source(options, self.folder)
-        plan = launch.Plan(
-            options, self.folder, self.folder.path.name, namespace, device, reserved, resources["CPU"], self.source
-        )
+        cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
+        plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
         for note in (reserved.note, launch.compiler_note(device)):
             if note:
                 self.progress.say(note)
@@ -189,12 +190,19 @@ class Run:
             raise self._end(result)
         return result
 
-    def _watch(self, training: launch.Training) -> None:
-        """Show the progress until training ends."""
+    def _watch(self, training: launch.Training, report: Report) -> None:
+        """Show the progress until training ends; look at held-out prompts now and then."""
+        held_out = HeldOut(self.options, self.folder.path)
         while training.is_alive():
             training.join(POLL)
-            self._status()
+            status = self._status()
             self._heed_interrupt()
+            if status["stop"] is None and status["row"] and held_out.due(status["updates_done"]):
+                parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
+                report.count(parts)
+                alarm = held_out.take(parts, status["row"])
+                if alarm:
+                    self.progress.say(f"ALARM: {alarm}")
 
     def _check(self, training: launch.Training) -> None:
         """Raise why training ended early, if it did."""

@@ -48,6 +48,7 @@ class EvaluationPart:
         images: uint8 [H, W, 3] by index, those that the task keeps.
         nfe: Network evaluations.
         seconds: Seconds by stage.
+        version: Version of the weights that drew the images.
     """
 
     task: EvaluationTask
@@ -56,6 +57,7 @@ class EvaluationPart:
     images: dict[int, np.ndarray] = field(default_factory=dict)
     nfe: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    version: int = 0
 
 
 def choose(benchmark: "Sequence[BenchmarkPrompt]", count: int) -> "list[tuple[int, BenchmarkPrompt]]":

@@ -99,7 +99,7 @@ class HandOver:
     """Decides which tasks run when, and which groups each learner rank gets.
 
     Args:
-        prompt: (update, slot) -> prompt.
+        item: (update, slot) -> place of the training example in its source.
         prompts_per_update: Prompts that an update learns from.
         rollout_batch_size: Prompts in a task.
         staleness: Update `u` is rolled out with version `max(0, u - staleness)`, no other.

@@ -67,6 +67,14 @@ class Report:
             grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
             self._folder.write_image("samples_compared.png", grid)
 
+    def count(self, parts: list[EvaluationPart]) -> None:
+        """Add what a look during training cost.
+
+        Args:
+            parts: What the tasks found.
+        """
+        self._cost.extend(parts)
+
     def account(self, stage: str, nfe: int, seconds: dict[str, float], images: int) -> None:
         """Add what was done beside the updates to the run's cost.
 
@@ -130,8 +138,13 @@ def _tasks(options: JobOptions) -> list[EvaluationTask]:
     own, *others = options.guidance_scales
     steps = options.eval_steps or options.rollout_steps
     batch = EVALUATION_BATCH
-    verify = options.resolution in (None, VERIFIED_RESOLUTION)
+    verify = verified(options)
     return [*plan(chosen, (own,), steps, batch, GRID, verify), *plan(fewer, others, steps, batch, 0, verify)]
+
+
+def verified(options: JobOptions) -> bool:
+    """Whether the embedded world's verifiers can judge the model's images."""
+    return options.resolution in (None, VERIFIED_RESOLUTION)
 
 
 def _read(path: Path, wanted: set[tuple[int, float]]) -> list[PromptResult]:

@@ -152,7 +152,8 @@ class RolloutActor:
         from rayjobs.runtime.evaluation import draw
 
         self._use(version, weights)
-        return draw(self._policy, self._method, self._score, task, self._spec.run_seed)
+        part = draw(self._policy, self._method, self._score, task, self._spec.run_seed)
+        return replace(part, version=version)
 
     def rank(self, task: "RankTask", version: int, weights: np.ndarray | None) -> "RankedPairs":
         """Draw images of prompts, score them, keep each prompt's best and worst.

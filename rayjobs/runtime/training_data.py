@@ -26,6 +26,10 @@ EMBEDDED_IMAGES = 1_000_000  # scenes that the embedded world can render; none i
 class OwnPairs:
     """The pairs that a run ranks itself: a source whose file is opened when the first of them is asked for.
 
+    Args:
+        path: The file that will be there by then.
+        resolution: Height and width of the images, in pixels.
+
     Attributes:
         kind: "pairs".
     """

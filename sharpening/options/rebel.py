@@ -36,7 +36,7 @@ class RebelOptions(MethodOptions):
     )
 
     about: ClassVar[str] = "REBEL, regression of log-ratio differences to reward differences (arXiv 2404.16767)"
-    training: ClassVar[TrainingOptions] = TrainingOptions()
+    training: ClassVar[TrainingOptions] = TrainingOptions(updates=24, learning_rate=6e-5)
 
     def __post_init__(self) -> None:
         """Check each option alone and the combination that cannot work.

@@ -126,6 +126,17 @@ class ClipScorer:
         """  # noqa: DOC502
         return self._compare_tensors(*self._read(images, prompts))
 
+    def embed(self, images: np.ndarray) -> Float[np.ndarray, "image feature"]:
+        """Embeddings of images, as distances between sets of images are taken on.
+
+        Args:
+            images: uint8 `[N, H, W, 3]`, RGB.
+
+        Returns:
+            float64, each of length 1.
+        """
+        return unit(self._encode_images(images))
+
     def _read(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Features of images in [0, 1], with a gradient to the pixels, and of their prompts, without."""
         if len(images) != len(prompts):

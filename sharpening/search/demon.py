@@ -22,9 +22,10 @@ class DemonOptions(SearchOptions):
     """Options of Demon. `steps` are levels of Karras' grid.
 
     Published for SDXL: 16 noises, 64 levels with ρ = 7, β = 0.1, tanh weights, estimates of up to 20 Heun steps, Heun's
-    method, the ODE below σ = 0.11. β, ρ, the weights and the last level are kept; the rest is cut to budgets of some
-    hundred evaluations. With a dozen levels Heun's method adds more noise than the next level has, so the default
-    solver is the exact solution of the same stochastic differential equation for a fixed x̂_0.
+    method, the ODE below σ = 0.11. β, ρ, the weights and that last level are kept; noises and steps are cut to what a
+    dozen levels and some hundred evaluations can use. At a dozen levels Heun's method would leave more noise than the
+    next level has, so the default solver is the exact solution of the same stochastic differential equation for a
+    fixed x̂_0.
 
     Attributes:
         candidates: K, noises drawn a step; fewer where the budget ends.
@@ -36,12 +37,12 @@ class DemonOptions(SearchOptions):
         solver: "exact" for a fixed x̂_0, one prediction a step, or "heun", two.
     """
 
-    candidates: int = 16
+    candidates: int = 8
     weighting: Literal["tanh", "softmax"] = "tanh"
     beta: float = 0.1
     rho: float = 7.0
     ode_below: float = 0.11
-    estimate_steps: int = 4
+    estimate_steps: int = 2
     solver: Literal["exact", "heun"] = "exact"
 
     def __post_init__(self) -> None:

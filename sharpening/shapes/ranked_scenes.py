@@ -60,9 +60,7 @@ def draw_pair(
             return ScenePair((first, second), own)
 
 
-def _telling(
-    scene: Scene, other: Scene, rng: np.random.Generator, excluded: set[str], count: int
-) -> tuple[str, ...]:
+def _telling(scene: Scene, other: Scene, rng: np.random.Generator, excluded: set[str], count: int) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for _ in range(TRIES):
         caption, claims = caption_for(scene, rng, excluded)

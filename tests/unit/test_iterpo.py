@@ -17,9 +17,13 @@ from sharpening.methods.reward_models import join, load_reward_models, pack, pai
 from sharpening.methods.rounds import InRounds, round_slots
 from sharpening.options import OptionError, TrainingOptions
 from sharpening.options.iterpo import IterPOOptions
+from sharpening.rewards import load_reward
 from sharpening.rewards.base import Scores
 from sharpening.sampling import sample
 from sharpening.seeds import noise
+from sharpening.shapes.benchmark import excluded_prompts
+from sharpening.shapes.ranked_scenes import draw_pair
+from sharpening.shapes.render import render
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
 WEIGHTS = torch.tensor([[4.0, 0.0, 1.0], [0.0, 6.0, -1.0]])
@@ -329,6 +333,47 @@ def test_pairwise_accuracy_by_hand():
     # warm is right in 1 of 3, green in none: it sees no difference in the first two.
     accuracy = pairwise_accuracy(ChannelModels(CPU), Batch(["a", "b", "c"], images), CPU, batch_size=2)
     assert accuracy == pytest.approx(1 / 6)
+
+
+# -- the embedded world's models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def renders():
+    """Ranked pairs of scenes, as a batch of preference pairs."""
+    rng = np.random.default_rng(0)
+    drawn = [pair for pair in (draw_pair("attribute", rng, excluded_prompts()) for _ in range(9)) if pair.captions[0]]
+    images = np.stack([np.stack([render(scene, supersample=1) for scene in pair.scenes]) for pair in drawn])
+    return Batch([pair.captions[0][0] for pair in drawn], images)
+
+
+def test_embedded_models_are_the_served_scorers_with_a_gradient(renders):
+    models = load_reward_models("embedded", CPU)
+    images = renders.images[:, 0]
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).requires_grad_(True)
+    rewards = models.rewards(pixels, renders.prompts)
+    assert models.names == ("attribute", "spatial", "non_spatial")
+    for name, row in zip(models.names, rewards.detach().numpy(), strict=True):
+        served = load_reward(f"embedded-{name}")(images, renders.prompts).values
+        np.testing.assert_allclose(row, served, atol=1e-3)
+    rewards.sum().backward()
+    assert (pixels.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+
+
+def test_embedded_models_are_retrained_on_a_ranking_and_keep_it_in_their_state(renders):
+    backwards = Batch(renders.prompts, renders.images[:, ::-1].copy())
+    models, again = load_reward_models("embedded", CPU), load_reward_models("embedded", CPU)
+    before = pairwise_accuracy(models, backwards, CPU)
+    for one in (models, again):
+        one.retrain(backwards, 30, seed=3)
+    assert before < 0.5 < 0.9 < pairwise_accuracy(models, backwards, CPU)
+    fresh = load_reward_models("embedded", CPU)
+    fresh.load_state(unpack(pack(models.state(), backwards))[0])
+    pixels = torch.from_numpy(renders.images[:, 0]).permute(0, 3, 1, 2).float() / 255
+    rewards = models.rewards(pixels, renders.prompts)
+    assert not rewards.requires_grad
+    assert torch.equal(rewards, again.rewards(pixels, renders.prompts))
+    assert torch.equal(rewards, fresh.rewards(pixels, renders.prompts))
 
 
 def test_options_and_registration():

@@ -7,8 +7,10 @@ import pytest
 
 from sharpening.options import OptionError
 from sharpening.rewards.base import Scores
+from sharpening.sampling import sample
 from sharpening.search import SEARCHES, load_search
 from sharpening.search.base import BudgetTooSmall, SearchSeeds
+from sharpening.seeds import noise
 
 PROMPTS = ["a red circle", "two squares", "a cross"]
 SEEDS = SearchSeeds(11, (0, 1, 2))
@@ -54,7 +56,7 @@ def test_all_searches_are_registered():
     assert {name for name, _ in SMALL.values()} == set(SEARCHES)
 
 
-@pytest.mark.parametrize("budget", [7, 18, 43])
+@pytest.mark.parametrize("budget", [7, 34])
 @pytest.mark.parametrize("case", SMALL)
 def test_nfe_is_what_reached_the_denoiser_and_stays_within_the_budget(policy, brightness, case, budget):
     seen = []
@@ -70,10 +72,10 @@ def test_nfe_is_what_reached_the_denoiser_and_stays_within_the_budget(policy, br
 def test_a_guided_evaluation_counts_twice(policy, brightness, case):
     seen = []
     policy.denoiser.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    plain = make(case).search(policy, brightness, PROMPTS, 23, SEEDS)
+    plain = make(case).search(policy, brightness, PROMPTS, 15, SEEDS)
     assert plain.nfe == sum(seen)
     seen.clear()
-    guided = make(case, guidance_scale=3.0).search(policy, brightness, PROMPTS, 47, SEEDS)
+    guided = make(case, guidance_scale=3.0).search(policy, brightness, PROMPTS, 31, SEEDS)
     assert guided.nfe == sum(seen) == 2 * plain.nfe
     assert guided.images_scored == plain.images_scored
 
@@ -96,7 +98,7 @@ def test_rewards_are_those_of_the_images_and_the_trace_leads_to_them(policy, bri
         scored.append(len(images))
         return brightness(images, prompts)
 
-    result = make(case).search(policy, score, PROMPTS, 45, SEEDS)
+    result = make(case).search(policy, score, PROMPTS, 21, SEEDS)
     np.testing.assert_allclose(result.rewards, brightness(result.images, PROMPTS).values, rtol=1e-6)
     assert (result.failures, result.images_scored) == ({}, sum(scored))
     assert result.images.shape == (3, 64, 64, 3)
@@ -104,51 +106,52 @@ def test_rewards_are_those_of_the_images_and_the_trace_leads_to_them(policy, bri
     for row, trace in enumerate(result.trace):
         assert trace[-1][1] == result.rewards[row]
         assert trace[0][0] > 0
-        assert trace[-1][0] <= 45
+        assert trace[-1][0] <= 21
         assert all(before[0] < after[0] and before[1] <= after[1] for before, after in pairwise(trace))
 
 
 @pytest.mark.parametrize("case", SMALL)
 def test_a_prompt_alone_is_what_it_is_in_a_batch(policy, brightness, case):
-    together = make(case).search(policy, brightness, PROMPTS, 33, SEEDS)
-    alone = make(case).search(policy, brightness, PROMPTS[1:2], 33, SearchSeeds(11, (1,)))
+    together = make(case).search(policy, brightness, PROMPTS, 17, SEEDS)
+    alone = make(case).search(policy, brightness, PROMPTS[1:2], 17, SearchSeeds(11, (1,)))
     np.testing.assert_allclose(alone.images[0].astype(int), together.images[1].astype(int), atol=1)
     np.testing.assert_allclose(alone.rewards[0], together.rewards[1], atol=0.05)
     assert alone.trace[0][-1][0] == together.trace[1][-1][0]
-    elsewhere = make(case).search(policy, brightness, PROMPTS[1:2], 33, SearchSeeds(11, (2,)))
+    elsewhere = make(case).search(policy, brightness, PROMPTS[1:2], 7, SearchSeeds(11, (2,)))
     assert (np.abs(elsewhere.images[0].astype(int) - alone.images[0]) > 1).any()
 
 
 def test_a_larger_budget_never_makes_random_search_worse(policy, brightness):
-    rewards = [
-        make("random").search(policy, brightness, PROMPTS, STEPS * count, SEEDS).rewards for count in (1, 2, 3, 7, 12)
-    ]
+    rewards = [make("random").search(policy, brightness, PROMPTS, STEPS * count, SEEDS).rewards for count in (1, 2, 5)]
     for fewer, more in pairwise(rewards):
         assert (more >= fewer - 0.02).all()  # the batch's size moves low bits
     assert (rewards[-1] > rewards[0]).any()
 
 
 def test_random_search_is_the_best_of_its_samples(policy, brightness):
-    from sharpening.sampling import sample
-    from sharpening.seeds import noise
+    found = []
 
-    result = make("random").search(policy, brightness, PROMPTS[:1], 5 * STEPS, SearchSeeds(3, (7,)))
+    def score(images, prompts):
+        found.extend(images.astype(int))
+        return brightness(images, prompts)
+
+    result = make("random").search(policy, score, PROMPTS[:1], 5 * STEPS, SearchSeeds(3, (7,)))
     condition = policy.encode(PROMPTS[:1])
     draws = [noise(policy.latent_shape, 3, "search", 7, "latent", k)[None] for k in range(5)]
-    images = [policy.decode(sample(policy, condition, draw, STEPS))[0] for draw in draws]
-    values = brightness(np.stack(images), PROMPTS[:1] * 5).values
+    images = np.concatenate([policy.decode(sample(policy, condition, draw, STEPS)) for draw in draws])
+    np.testing.assert_allclose(np.stack(found), images.astype(int), atol=1)
+    values = brightness(images, PROMPTS[:1] * 5).values
     assert result.rewards[0] == pytest.approx(values.max(), abs=0.02)
     np.testing.assert_allclose(result.images[0].astype(int), images[values.argmax()].astype(int), atol=1)
     # rounds of 1, 2 and what is left
-    best = [(STEPS * n, pytest.approx(values[:n].max(), abs=0.02)) for n in (1, 3, 5)]
-    assert result.trace[0] == best
+    assert result.trace[0] == [(STEPS * n, pytest.approx(values[:n].max(), abs=0.02)) for n in (1, 3, 5)]
 
 
 @pytest.mark.parametrize("case", SMALL)
 def test_an_image_whose_score_failed_is_never_returned(policy, brightness, case):
-    free = make(case).search(policy, brightness, PROMPTS, 34, SEEDS)
+    free = make(case).search(policy, brightness, PROMPTS, 18, SEEDS)
     limit = float(free.rewards.min())  # at least the best image of each prompt fails
-    result = make(case).search(policy, fails(brightness, lambda value, prompt: value >= limit), PROMPTS, 34, SEEDS)
+    result = make(case).search(policy, fails(brightness, lambda value, prompt: value >= limit), PROMPTS, 18, SEEDS)
     scored = [b for b in range(3) if b not in result.failures]
     assert (result.rewards[scored] < limit).all()
     assert np.isnan(result.rewards[list(result.failures)]).all()
@@ -157,9 +160,9 @@ def test_an_image_whose_score_failed_is_never_returned(policy, brightness, case)
 
 @pytest.mark.parametrize("case", SMALL)
 def test_a_prompt_without_any_score_is_a_failure_and_the_others_are_as_before(policy, brightness, case):
-    free = make(case).search(policy, brightness, PROMPTS, 30, SEEDS)
+    free = make(case).search(policy, brightness, PROMPTS, 14, SEEDS)
     score = fails(brightness, lambda value, prompt: prompt == PROMPTS[1])
-    result = make(case).search(policy, score, PROMPTS, 30, SEEDS)
+    result = make(case).search(policy, score, PROMPTS, 14, SEEDS)
     assert result.failures == {1: "timeout"}
     assert np.isnan(result.rewards[1])
     assert not result.images[1].any()

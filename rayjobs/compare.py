@@ -1,0 +1,54 @@
+"""The comparison as a job: every system at the same budget, on the same held-out prompts and noise, and a report.
+
+    python rayjobs/compare.py --help
+    python rayjobs/compare.py --quick --output_dir runs/quick
+    python rayjobs/compare.py --train_seconds 150 --seeds 0 1 2
+
+It keeps what it has measured and goes on from there when it is started again with the same folder. Exit codes are
+those of `rayjobs/rlhf.py`.
+"""
+
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    from rayjobs.command_line import read
+    from rayjobs.comparison.options import CompareOptions
+    from rayjobs.errors import JobError
+
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = read(CompareOptions, given, "compare.py")
+        assert isinstance(options, CompareOptions)
+        from rayjobs.comparison.run import Comparison
+
+        path = Comparison(options, shlex.join(["python", "rayjobs/compare.py", *given])).execute()
+    except JobError as error:
+        print(f"compare: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("compare: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    # The project's folder, not this file's, from which `rayjobs/errors.py` would be a top-level module.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The comparison's parts: what is run, where it is kept, how it is judged."""

@@ -1,0 +1,132 @@
+"""The evaluation actor: draws or searches images of held-out prompts and has them judged."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
+
+if TYPE_CHECKING:
+    from sharpening.evaluation.comparison.records import ImageJudgement
+    from sharpening.rewards.base import ScoreFn
+    from sharpening.shapes.benchmark import BenchmarkPrompt
+
+
+class EvaluationActor:
+    """Holds one model at a time; every call names the model, so a restarted actor goes on as if nothing had been.
+
+    Args:
+        name: For logs and errors.
+        device: `cpu` or `cuda`.
+        threads: torch threads.
+        score: The reward that searches search with; `None` where nobody searches.
+    """
+
+    def __init__(self, name: str, device: str, threads: int, score: "ScoreFn | None") -> None:
+        import torch
+
+        from sharpening.evaluation.judges import Judges
+        from sharpening.shapes import assets
+
+        torch.set_num_threads(threads)
+        self._name, self._device, self._score = name, device, score
+        self._judges, self._benchmark = Judges(), assets.benchmark()
+        self._loaded: tuple[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Name the actor in Ray's logs and dashboard."""
+        return self._name
+
+    def ready(self) -> str:
+        """Answer once the models are loaded."""
+        return self._name
+
+    def draw(self, task: DrawTask) -> Answer:
+        """Draw and judge images.
+
+        Args:
+            task: What to draw.
+
+        Returns:
+            Judgements or features.
+        """
+        import torch
+
+        from sharpening.sampling import sample
+        from sharpening.seeds import noise
+
+        policy, prompts = self._policy(task.pipeline), self._prompts(task.items)
+        nfe, started = policy.nfe, time.perf_counter()
+        draws = [noise(policy.latent_shape, task.seed, "comparison", item, task.image) for item in task.items]
+        condition = policy.encode([prompt.prompt for prompt in prompts])
+        x0 = sample(policy, condition, torch.stack(draws), task.steps, task.guidance_scale)
+        images = policy.decode(x0)
+        answer = Answer(nfe=policy.nfe - nfe, seconds={"draw": time.perf_counter() - started})
+        if task.features:
+            answer.features = self._judges.features(images)
+            return answer
+        each = answer.nfe // len(prompts)
+        answer.judgements = self._judge(
+            images, task.items, system=task.system, seed=task.seed, guidance_scale=task.guidance_scale,
+            steps=task.steps, nfe=each,
+        )  # fmt: skip
+        return answer
+
+    def search(self, task: SearchTask) -> Answer:
+        """Search for images and judge them.
+
+        Args:
+            task: What to search for.
+
+        Returns:
+            Judgements, rewards, and what the search cost.
+
+        Raises:
+            RewardUnavailable: If the reward stays down.
+        """  # noqa: DOC502
+        from sharpening.search import load_search
+        from sharpening.search.base import SearchSeeds
+
+        assert self._score is not None
+        policy = self._policy(task.pipeline)
+        search = load_search(task.search, **task.options)
+        texts = list(task.prompts) or [prompt.prompt for prompt in self._prompts(task.items)]
+        found = search.search(policy, self._score, texts, task.budget, SearchSeeds(task.seed, task.items))
+        kept = [row for row in range(len(texts)) if row not in found.failures and not task.prompts]
+        items = tuple(task.items[row] for row in kept)
+        return Answer(
+            judgements=self._judge(
+                found.images[kept], items, system=task.search, seed=task.seed,
+                guidance_scale=task.options["guidance_scale"], steps=task.options["steps"], nfe=task.budget,
+            ),
+            images=found.images if task.keep else None,
+            rewards=[float(reward) for reward in found.rewards],
+            failures={task.items[row]: reason for row, reason in found.failures.items()},
+            traces=found.trace,
+            nfe=found.nfe,
+            images_scored=found.images_scored,
+            seconds=found.seconds,
+        )  # fmt: skip
+
+    def _policy(self, pipeline: str) -> Any:
+        from rayjobs.runtime.models import pipeline_folder
+        from sharpening.policies import load_policy
+
+        if self._loaded is None or self._loaded[0] != pipeline:
+            self._loaded = (pipeline, load_policy(pipeline_folder(pipeline), self._device))
+        return self._loaded[1]
+
+    def _prompts(self, items: Sequence[int]) -> "list[BenchmarkPrompt]":
+        return [self._benchmark[item] for item in items]
+
+    def _judge(self, images: np.ndarray, items: Sequence[int], **setting: Any) -> "list[ImageJudgement]":
+        from sharpening.evaluation.comparison.records import ImageJudgement
+
+        prompts = self._prompts(items)
+        judged = self._judges.judge(images, prompts) if items else []
+        return [
+            ImageJudgement(prompt=item, category=prompt.category, **setting, **row)
+            for item, prompt, row in zip(items, prompts, judged, strict=True)
+        ]

@@ -1,0 +1,129 @@
+"""The options of `rayjobs/compare.py`. Nothing heavy is imported."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from rayjobs.options import EMBEDDED, Options, option
+from sharpening.methods import METHODS
+from sharpening.search import SEARCHES
+
+GROUPS = {
+    "systems": "what is compared",
+    "budget": "what each may spend",
+    "evaluation": "held-out prompts, all systems on the same noise",
+    "ray": "processes and where they run",
+    "output": "the comparison's folder",
+}
+Sweep = Literal["branches", "branch_steps", "temperature"]
+SWEPT: dict[str, tuple[float, ...]] = {
+    "branches": (1, 2, 3, 4, 8),
+    "branch_steps": (1, 2, 3, 4, 8),
+    "temperature": (0.0, 1.0, 4.0, 16.0, 1e6),
+}
+"""Values of each sweep: those of the paper's Tables 2 and 3, and λ from argmax to uniform."""
+QUICK: dict[str, Any] = {
+    "seeds": (0,), "updates": 2, "prompts_per_update": 6, "eval_prompts": 12, "other_prompts": 6, "search_prompts": 6,
+    "guidance_scales": (1.0, 3.0), "search_multiples": (1, 4), "diversity_images": 2, "sweeps": (),
+}  # fmt: skip
+"""What --quick sets: every system runs and every part of the report is written; no number means anything."""
+
+
+class CompareOptions(Options):
+    """What a comparison is told."""
+
+    groups: ClassVar[dict[str, str]] = GROUPS
+    about: ClassVar[str] = (
+        "Trains or searches with every system at the same budget, judges all on the same held-out prompts and noise, "
+        "and writes a report. A comparison that was interrupted goes on where it was when it is started again."
+    )
+
+    methods: tuple[str, ...] = option(tuple(METHODS), "systems", "names", "fine-tuning methods")
+    searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
+    sweeps: tuple[Sweep, ...] = option(
+        ("branches", "branch_steps", "temperature"), "systems", "names",
+        "options of RLHF sharpening that are varied beside: Tables 2 and 3, and the temperature; 'none' for none",
+        "n, m, λ",
+    )  # fmt: skip
+    method_config: str | None = option(
+        None, "systems", "JSON or YAML file", "options by method's name, instead of those it was tuned with"
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "budget", "integers", "seeds of training, searching and noise")
+    sweep_seeds: tuple[int, ...] = option((0,), "budget", "integers", "seeds of the sweeps")
+    train_seconds: float = option(
+        150.0, "budget", "wall seconds",
+        "training time of each method; as many updates as fit, measured once a method on this machine", gt=0,
+    )  # fmt: skip
+    updates: int | None = option(
+        None, "budget", "updates", "the same number of updates for every method instead", shown="by time", ge=1
+    )
+    prompts_per_update: int | None = option(
+        None, "budget", "prompts an update", "examples behind one update", shown="each method's own", ge=1
+    )
+    search_multiples: tuple[int, ...] = option(
+        (1, 4, 16), "budget", "× the base model's NFE", "budgets of the searches, an image"
+    )
+    steps: int = option(12, "evaluation", "denoising steps", "sampler steps of an image", "T", ge=1)
+    guidance_scales: tuple[float, ...] = option(
+        (1.0, 1.5, 2.0, 3.0, 5.0), "evaluation", "-", "guidance scales; the first one is the main table's", "w"
+    )
+    eval_prompts: int = option(600, "evaluation", "prompts", "benchmark prompts of the main table", ge=2)
+    other_prompts: int = option(
+        96, "evaluation", "prompts", "how many of them at the other guidance scales, and with twice the steps", ge=2
+    )
+    search_prompts: int = option(96, "evaluation", "prompts", "how many of them the searches get", ge=2)
+    diversity_images: int = option(
+        4, "evaluation", "images a prompt", "images of the other prompts that diversity is measured on", ge=2
+    )
+    num_actors: int = option(2, "ray", "processes", "actors that draw, search and judge", ge=1, resume=False)
+    actor_threads: int = option(1, "ray", "CPU threads", "threads of such an actor", ge=1)
+    ray_address: str | None = option(
+        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
+    )
+    quick: bool = option(False, "output", "switch", "everything at the smallest scale: shows that it works, no more")
+    output_dir: str = option(
+        "runs/comparison", "output", "folder", "where runs, judgements and the report are kept", resume=False
+    )
+    pretrained_model_name_or_path: str = option(
+        EMBEDDED, "systems", "folder", "diffusers pipeline that every system starts from"
+    )
+
+    @field_validator(
+        "methods", "searches", "seeds", "sweep_seeds", "sweeps", "search_multiples", "guidance_scales", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Accept `a b` and `a,b`; `none` is an empty list."""
+        if isinstance(value, (list, tuple)):
+            value = ",".join(str(item) for item in value)
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        return [] if parts == ["none"] else parts
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _known(value, METHODS)
+        return value
+
+    @field_validator("searches")
+    @classmethod
+    def _known_searches(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _known(value, SEARCHES)
+        return value
+
+    @field_validator("guidance_scales", "seeds", "search_multiples")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value or any(item < 0 for item in value):
+            raise ValueError("at least one number of 0 or more is needed")
+        return value
+
+    def resolved(self) -> "CompareOptions":
+        """These options with what --quick decides."""
+        return self.model_copy(update=QUICK) if self.quick else self
+
+
+def _known(names: tuple[str, ...], known: dict[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown name '{name}', choose among {', '.join(known)}")

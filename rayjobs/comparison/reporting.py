@@ -1,0 +1,102 @@
+"""From what is on disk to the report: `sharpening.evaluation.comparison` does the judging, this only gathers."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayjobs import machine
+from rayjobs.comparison.options import SWEPT, CompareOptions
+from rayjobs.comparison.results import Store
+from rayjobs.comparison.trainings import Training, Trainings
+from sharpening.evaluation.comparison.diversity import Diversity, diversity
+from sharpening.evaluation.comparison.report import write_report
+from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, TrainingCurve, Trial
+from sharpening.evaluation.metrics import read_metrics
+from sharpening.evaluation.run_folder import versions
+
+SYMBOLS = {"branches": "n", "branch_steps": "m", "temperature": "λ"}
+NAMES = {"branches": "branches", "branch_steps": "steps", "temperature": "temperature"}
+GRADER = "the grader is a hosted multimodal model; none is at hand here"
+
+
+def report(
+    folder: Path, options: CompareOptions, store: Store, trainings: Trainings, done: Sequence[Training],
+    trials: Sequence[Mapping[str, Any]], notes: Sequence[str], command: str,
+) -> Path:  # fmt: skip
+    """Write the report of everything measured so far.
+
+    Args:
+        folder: The comparison's folder.
+        options: Its options, resolved.
+        store: What was measured.
+        trainings: The training runs.
+        done: Those that are finished.
+        trials: Settings tried while tuning, as `ComparisonResults.trials` has them.
+        notes: Sentences for the report.
+        command: The exact command.
+
+    Returns:
+        The report's Markdown file.
+    """
+    told = versions()
+    results = ComparisonResults(
+        judgements=store.judgements(), costs=store.costs(), guidance_scale=options.guidance_scales[0],
+        steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store),
+        curves=[TrainingCurve(t.system, t.seed, read_metrics(trainings.folder(t))) for t in done],
+        diversity=_diversity(store), trials=[Trial(**trial) for trial in trials], notes=list(notes),
+        missing={"grader": GRADER}, command=command, commit=told["commit"],
+        machine=f"{_cpu()}, {machine.cpus()} CPUs, {machine.gpus() or 'no'} GPU; Python {told['python']}, "
+        + ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "ray", "deepspeed", "diffusers")),
+    )  # fmt: skip
+    return write_report(folder, results)
+
+
+def _sweeps(options: CompareOptions, store: Store) -> list[Sweep]:
+    """The sweeps of which at least two values were judged; n = 1 is the paper's, Diffusion-DPO."""
+    found = []
+    for name in options.sweeps:
+        systems = {value: sweep_system(name, value) for value in SWEPT[name]}
+        known = {row.system for row in store.judgements()}
+        measured = {value: system for value, system in systems.items() if system in known}
+        if len(measured) > 1:
+            found.append(Sweep(NAMES[name], SYMBOLS[name], measured))
+    return found
+
+
+def sweep_system(name: str, value: float) -> str:
+    """A system's name within a sweep.
+
+    Args:
+        name: What is varied.
+        value: Its value.
+
+    Returns:
+        The name; the paper's n = 1 gives Diffusion-DPO's numbers, so that system stands for it.
+    """
+    return "dpo" if (name, value) == ("branches", 1) else f"rlhf, {SYMBOLS[name]} = {value:g}"
+
+
+def _diversity(store: Store) -> dict[str, Diversity]:
+    """Diversity of each system beside the base, prompts of all seeds together."""
+    features = store.features()
+    systems = dict.fromkeys(name.rpartition("-s")[0] for name in features)
+    found = {}
+    for system in systems:
+        seeds = [name for name in features if name.rpartition("-s")[0] == system]
+        paired = [(features[name], features[f"base-s{name.rpartition('-s')[2]}"]) for name in seeds
+                  if f"base-s{name.rpartition('-s')[2]}" in features]  # fmt: skip
+        if system != "base" and paired:
+            own, base = (np.concatenate(sides) for sides in zip(*paired, strict=True))
+            found[system] = diversity(own, base)
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -1,0 +1,75 @@
+"""What a comparison has measured so far, on disk: a file a system and seed, so that nothing is measured twice."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sharpening.evaluation.comparison.records import ImageJudgement, SystemCost, read_records, write_records
+from sharpening.evaluation.files import write_bytes
+
+
+class Store:
+    """Judgements, features and costs of systems under a comparison's folder.
+
+    Args:
+        folder: The comparison's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "judged"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, name: str) -> bool:
+        """Whether a system's judgements of a seed are there (`rlhf-s0`)."""
+        return self._path(name, "parquet").exists()
+
+    def write(
+        self, name: str, judgements: Sequence[ImageJudgement], costs: Sequence[SystemCost] = (),
+        features: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Keep what was measured; the judgements last, so that `has` means all of it.
+
+        Args:
+            name: System and seed.
+            judgements: A row an image.
+            costs: A row a budget.
+            features: float64 [prompts, images, D].
+        """
+        if features is not None:
+            partial = self._path(name, "partial.npy")
+            np.save(partial, features)
+            partial.rename(self._path(name, "npy"))
+        if costs:
+            write_records(self._path(name, "costs.parquet"), list(costs))
+        write_records(self._path(name, "parquet"), list(judgements))
+
+    def judgements(self) -> list[ImageJudgement]:
+        """All judgements."""
+        return [row for path in self._all() for row in read_records(path, ImageJudgement)]
+
+    def costs(self) -> list[SystemCost]:
+        """All costs."""
+        return [row for path in sorted(self._folder.glob("*.costs.parquet")) for row in read_records(path, SystemCost)]
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Features by system and seed."""
+        return {path.stem: np.load(path) for path in sorted(self._folder.glob("*.npy")) if ".partial" not in path.name}
+
+    def _all(self) -> list[Path]:
+        return [path for path in sorted(self._folder.glob("*.parquet")) if not path.name.endswith(".costs.parquet")]
+
+    def _path(self, name: str, kind: str) -> Path:
+        return self._folder / f"{name}.{kind}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's contents; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file as a whole."""
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,86 @@
+"""What an evaluation actor is asked: images of a model, or a search with the base model, judged."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sharpening.evaluation.comparison.records import ImageJudgement
+
+
+@dataclass(frozen=True)
+class DrawTask:
+    """Images of held-out prompts, drawn by a model and judged.
+
+    Attributes:
+        system: The system's name in the comparison.
+        seed: Seed of its training and of the noise: the same noise for every system.
+        pipeline: The model's folder, or `embedded`.
+        items: Places of the prompts in the benchmark.
+        guidance_scale: Guidance.
+        steps: Sampler steps.
+        image: Number of the image of each prompt; each has noise of its own.
+        features: Whether features of the images are wanted, instead of judgements.
+    """
+
+    system: str
+    seed: int
+    pipeline: str
+    items: tuple[int, ...]
+    guidance_scale: float
+    steps: int
+    image: int = 0
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """Images of prompts, searched for with the base model and judged.
+
+    Attributes:
+        search: The search's name.
+        seed: Seed of the noise.
+        pipeline: The base model's folder, or `embedded`.
+        items: Places of the prompts in the benchmark.
+        budget: Denoiser evaluations an image.
+        options: Options of the search: steps, guidance.
+        keep: Whether the images come back.
+        prompts: The prompts themselves, where they are not the benchmark's; their images are not judged.
+    """
+
+    search: str
+    seed: int
+    pipeline: str
+    items: tuple[int, ...]
+    budget: int
+    options: dict[str, Any]
+    keep: bool = False
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass
+class Answer:
+    """What a task found.
+
+    Attributes:
+        judgements: A row an image.
+        features: float64 [prompts, D], where they were asked for.
+        images: uint8 [prompts, H, W, 3], where they were asked for.
+        rewards: Of the images, where a search chose them; NaN where none could be scored.
+        failures: Why a prompt has no image, by its place in the benchmark.
+        traces: Best reward so far against evaluations an image, a list a prompt, of a search.
+        nfe: Denoiser evaluations.
+        images_scored: Images sent to the reward.
+        seconds: Time, by stage.
+    """
+
+    judgements: "list[ImageJudgement]" = field(default_factory=list)
+    features: np.ndarray | None = None
+    images: np.ndarray | None = None
+    rewards: list[float] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    traces: list[list[tuple[int, float]]] = field(default_factory=list)
+    nfe: int = 0
+    images_scored: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,189 @@
+"""Training every method at the same budget, each run a job of its own: `rayjobs/finetune.py` in a subprocess."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rayjobs.comparison.options import CompareOptions
+from rayjobs.errors import RunStopped
+from rayjobs.options import JobOptions, options_class
+from rayjobs.runtime import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+CALIBRATION_UPDATES = 4  # the first one pays for starting up and is not counted
+SUMMARY, COST = "summary.json", "cost.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of the comparison.
+
+    Attributes:
+        system: Its name in the comparison: the method, or the method and what is varied.
+        method: The method.
+        seed: Its seed.
+        changes: Options that differ from the method's own.
+    """
+
+    system: str
+    method: str
+    seed: int
+    changes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.system}-s{self.seed}"
+
+
+class Trainings:
+    """The training runs under a comparison's folder; what is there already is not run again.
+
+    Args:
+        folder: The comparison's folder.
+        options: The comparison's options.
+        overrides: Options by method's name.
+        say: Where progress goes.
+    """
+
+    def __init__(
+        self, folder: Path, options: CompareOptions, overrides: Mapping[str, Mapping[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._folder, self._options, self._overrides, self._say = folder, options, overrides, say
+
+    def folder(self, training: Training) -> Path:
+        """Where a training's run folder is, or will be."""
+        return self._folder / "runs" / training.name
+
+    def done(self, training: Training) -> bool:
+        """Whether a training is finished."""
+        return (self.folder(training) / SUMMARY).exists()
+
+    def train(self, training: Training) -> Path:
+        """Train, or go on training, unless it is done.
+
+        Args:
+            training: What to train.
+
+        Returns:
+            The run folder.
+
+        Raises:
+            RunStopped: If the run fails; its folder and its last checkpoint stay.
+        """  # noqa: DOC502
+        folder = self.folder(training)
+        if not self.done(training):
+            values = self._values(training) | {"max_train_steps": self.updates(training)}
+            self._run(folder, training.method, values)
+        return folder
+
+    def updates(self, training: Training) -> int:
+        """As many updates as the budget pays for, by what an update took when it was first tried on this machine.
+
+        Args:
+            training: The training.
+
+        Returns:
+            At least one.
+        """
+        if self._options.updates is not None:
+            return self._options.updates
+        path = self._folder / "calibration.json"
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if training.system not in known:
+            known[training.system] = self._calibrate(training)
+            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        found = known[training.system]
+        return max(1, int((self._options.train_seconds - found["before"]) / found["update"]))
+
+    def _calibrate(self, training: Training) -> dict[str, float]:
+        """Seconds of an update, and of what comes before the first one (pairs that are ranked)."""
+        from sharpening.evaluation.metrics import read_metrics
+
+        folder = self._folder / "calibration" / training.system
+        if not (folder / SUMMARY).exists():
+            self._run(folder, training.method, self._values(training) | {"max_train_steps": CALIBRATION_UPDATES})
+        seconds = [row["seconds"] for row in read_metrics(folder)][1:]
+        return {"update": median(seconds), "before": self.seconds_before(folder, training.method)}
+
+    def seconds_before(self, folder: Path, method: str) -> float:
+        """Wall seconds that a run spent on training before its first update: the ranking of pairs.
+
+        Args:
+            folder: The run folder.
+            method: Its method.
+
+        Returns:
+            Seconds; rankers work side by side.
+        """
+        spent = json.loads((folder / COST).read_text(encoding="utf-8"))["seconds"]
+        actors = options_class(method).model_fields["num_rollout_actors"].default
+        return float(sum(value for stage, value in spent.items() if stage.startswith("rank_")) / actors)
+
+    def _values(self, training: Training) -> dict[str, Any]:
+        """The run's options."""
+        options, model = self._options, options_class(training.method)
+        values: dict[str, Any] = {
+            "seed": training.seed, "pretrained_model_name_or_path": options.pretrained_model_name_or_path,
+            "skip_evaluation": True, **self._overrides.get(training.method, {}), **training.changes,
+        }  # fmt: skip
+        if options.prompts_per_update is not None:
+            values |= shrunk(model(**values), options.prompts_per_update)
+        return values
+
+    def _run(self, folder: Path, method: str, values: dict[str, Any]) -> None:
+        """Run a job; goes on from its last checkpoint where it has one."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = folder.parent / f"{folder.name}.json"
+        config.write_text(json.dumps({"method": method, **values}, indent=2) + "\n", encoding="utf-8")
+        command = [sys.executable, str(ROOT / "rayjobs" / "finetune.py"), "--config", str(config),
+                   "--output_dir", str(folder)]  # fmt: skip
+        if self._options.ray_address:
+            command += ["--ray_address", self._options.ray_address]
+        if checkpoints.listed(folder / checkpoints.FOLDER):
+            command += ["--resume_from_checkpoint", "latest"]
+        elif folder.exists():  # it ended before its first checkpoint
+            folder.rename(folder.with_name(f"{folder.name}.failed-{os.getpid()}"))
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        assert process.stderr is not None
+        last = ""
+        try:
+            for line in process.stderr:
+                last = line.strip() or last
+                self._say(f"| {line.rstrip()}")
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if process.returncode:
+            raise RunStopped(f"training {folder.name} ended with exit code {process.returncode}: {last}")
+
+
+def shrunk(options: JobOptions, prompts: int) -> dict[str, Any]:
+    """Smaller updates of the same method, with batches that fit.
+
+    Args:
+        options: The method's options.
+        prompts: Examples an update.
+
+    Returns:
+        The options that change.
+    """
+    groups = prompts * options.method_options().groups_per_prompt
+    inner = options.inner_steps if groups % options.inner_steps == 0 else 1
+    batch = next(d for d in range(min(options.train_batch_size, groups // inner), 0, -1) if groups // inner % d == 0)
+    changes: dict[str, Any] = {"prompts_per_update": prompts, "train_batch_size": batch, "inner_steps": inner}
+    changes["rollout_batch_size"] = max(1, min(options.rollout_batch_size, prompts // 2))
+    if "ranked_prompts" in type(options).model_fields:
+        changes["ranked_prompts"] = 2 * prompts
+    return changes
