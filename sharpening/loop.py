@@ -12,6 +12,7 @@ from sharpening.data.prompts import Stream
 from sharpening.data.source import Source
 from sharpening.learning_rate import learning_rate_at
 from sharpening.methods.base import Experience, Method, Seeds
+from sharpening.methods.rounds import InRounds, round_slots
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
@@ -57,9 +58,16 @@ def train_in_process(
         weight_decay=options.adam_weight_decay,
     )
     stream = Stream(len(source), options.seed, options.prompts_per_update)
-    history = []
+    history, state = [], b""
     for update in range(options.updates):
         begin = time.perf_counter()
+        slots = round_slots(method, update, options.updates)
+        if slots:
+            assert isinstance(method, InRounds)
+            batch = source.batch([stream.index(update, slot) for slot in slots])
+            seeds = Seeds(options.seed, update, slots)
+            state = method.begin_round(policy, reference, score, batch, seeds, state).state
+            method.take(state)
         experience = _collect(policy, reference, method, score, source, stream, options, update)
         learning = time.perf_counter()
         for group in optimizer.param_groups:

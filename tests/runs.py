@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from rayjobs.command_line import parse
-from rayjobs.options import RLHFOptions
+from rayjobs.options import JobOptions
 from sharpening.evaluation.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,11 +77,28 @@ def flags(models: Models, output: Path, **changes: Any) -> list[str]:
     return arguments
 
 
-def options(models: Models, output: Path, **changes: Any) -> RLHFOptions:
+def options(models: Models, output: Path, **changes: Any) -> JobOptions:
     """Validated options of a small run."""
     from rayjobs.validation import validate
 
     return validate(parse(flags(models, output, **changes)))
+
+
+def options_of(method: str, models: Models, output: Path, **changes: Any) -> JobOptions:
+    """Validated options of a small run of any method."""
+    from rayjobs.options import options_class
+    from rayjobs.validation import validate
+
+    model = options_class(method)
+    values: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(models.pipeline), "reward_model": str(models.clip),
+        "prompts": str(models.prompts), "output_dir": str(output), "prompts_per_update": 4, "rollout_batch_size": 2,
+        "rollout_steps": 4, "train_batch_size": 4, "max_train_steps": 4, "checkpointing_steps": 2,
+        "learning_rate": 1e-4, "lr_scheduler": "constant", "lr_warmup_steps": 0, "num_rollout_actors": 2,
+        "learner_threads": 1, "skip_evaluation": True, "use_gpu": "no", "timesteps_per_rollout": 2,
+        "ranked_prompts": 6, "ranked_samples": 2, "round_prompts": 4, "round_samples": 2, "round_steps": 3,
+    }  # fmt: skip
+    return validate(model(**{name: value for name, value in (values | changes).items() if name in model.model_fields}))
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 FOLDER = "checkpoints"
 STATE = "trainer_state.json"
 METRICS = "metrics.json"
+ROUND = "round.safetensors"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -84,6 +85,30 @@ def read(checkpoint: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
     """
     state = TrainerState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
     return state, json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
+
+
+def keep_round(folder: Path, state: bytes) -> None:
+    """Keep the state of a method in rounds with a checkpoint.
+
+    Args:
+        folder: The checkpoint, while it is written.
+        state: The state; nothing is kept of none.
+    """
+    if state:
+        (folder / ROUND).write_bytes(state)
+
+
+def round_state(checkpoint: Path) -> bytes:
+    """The state of a method in rounds.
+
+    Args:
+        checkpoint: A complete checkpoint.
+
+    Returns:
+        The state; empty where no round but the first had begun.
+    """
+    path = checkpoint / ROUND
+    return path.read_bytes() if path.exists() else b""
 
 
 def listed(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ its summary, so it costs a few megabytes and no core. All its methods are corout
 run at the same time, and none needs a lock.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 import ray
 
 from rayjobs.runtime.dispatch import Dispatcher
-from rayjobs.runtime.experience import HandOver, Share, Summary, rollout_row
+from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
@@ -76,6 +77,7 @@ class Coordinator:
         self._cost = self._folder.read_cost()
         self._gauges = RunGauges(spec.run)
         self._attempt = 0
+        self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
         if spec.examples is not None:
             self._open(spec.examples)
@@ -167,6 +169,39 @@ class Coordinator:
                 if self._state.stop:
                     return self._state.stop
                 await self._state.changed.wait()
+
+    async def begin_round(self, attempt: int, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
+        """Have an actor make the state that a method goes on with; asked for by every rank, made once.
+
+        Args:
+            attempt: From `begin`.
+            update: 0-based update that the round begins with.
+            slots: Counters of its examples.
+            state: The method's state before.
+
+        Returns:
+            The state.
+        """
+        if attempt != self._attempt:
+            return SUPERSEDED
+        if self._round is None or self._round[0] != (attempt, update):
+            task = asyncio.ensure_future(self._make_round(update, slots, state))
+            self._round = ((attempt, update), task)
+        return await self._round[1]
+
+    async def _make_round(self, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
+        items = tuple(self._item(update, slot) for slot in slots)
+        task = RoundTask(update, slots, items, self._dispatcher.source, state)
+        found = await self._dispatcher.ask("begin_round", [task], self._versions.newest, "beginning a round")
+        if isinstance(found, Stop):
+            return found
+        made = found[0]
+        self._cost.add_nfe("rank", made.nfe)
+        self._cost.add_seconds({f"rank_{stage}": spent for stage, spent in made.seconds.items()})
+        self._cost.add_images(made.images_scored)
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in made.metrics.items())
+        self._state.say(f"update {update} begins a round: {told}")
+        return made.state
 
     async def finish(self, attempt: int, update: int, row: dict[str, Any], weights: np.ndarray) -> Stop | None:
         """An update was made: record it and publish its weights. Called by rank 0.

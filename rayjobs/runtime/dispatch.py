@@ -46,7 +46,7 @@ class Dispatcher:
         self._state, self._hand_over, self._versions, self._account = state, hand_over, versions, account
         self._asked: list[_Job] = []
         self._workers: set[asyncio.Task] = set()
-        self._source: list[Any] = []
+        self.source: list[Any] = []
         self.actors = 0
         self.open = False  # whether rollouts may begin: pairs may have to be ranked first
 
@@ -57,7 +57,7 @@ class Dispatcher:
             actors: Handles by name.
             source: The training examples, one reference; rollouts bring it along.
         """
-        self._source = source
+        self.source = source
         self.actors = len(actors)
         self._workers = {asyncio.create_task(self._work(name, actor)) for name, actor in actors.items()}
 
@@ -125,7 +125,7 @@ class Dispatcher:
                 job.future.set_result(result)
             self._state.progress.done += 1
         else:
-            experience, answer = call.options(num_returns=2).remote(job.task, job.version, weights, self._source)
+            experience, answer = call.options(num_returns=2).remote(job.task, job.version, weights, self.source)
             summary: Summary = await answer
             self._account(summary)
             for note in summary.notes:

@@ -32,7 +32,7 @@ class LossModule(nn.Module):
         self.denoiser = policy.denoiser
         self.policy = policy
         self.metrics: dict[str, float] = {}
-        self._method = method
+        self.method = method
 
     def forward(self, experience: Experience) -> Tensor:
         """The loss of some groups.
@@ -43,7 +43,7 @@ class LossModule(nn.Module):
         Returns:
             Scalar, the mean over them; its metrics are left in `metrics`.
         """
-        loss = self._method.loss(self.policy, experience)
+        loss = self.method.loss(self.policy, experience)
         self.metrics = loss.metrics
         return loss.value
 

@@ -35,6 +35,25 @@ class RolloutTask:
     attempt: int = 0
 
 
+@dataclass(frozen=True)
+class RoundTask:
+    """The examples of a round that begins with an update (`sharpening.methods.rounds`).
+
+    Attributes:
+        update: 0-based update.
+        slots: Counters of the examples; they seed all noise.
+        items: Places of the examples in their source, one a slot.
+        source: The training examples, one reference.
+        state: The method's state before.
+    """
+
+    update: int
+    slots: tuple[int, ...]
+    items: tuple[int, ...]
+    source: list[Any]
+    state: bytes
+
+
 @dataclass
 class Summary:
     """What a rollout task tells about itself beside its experience; small and free of torch.

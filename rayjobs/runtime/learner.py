@@ -83,6 +83,7 @@ class Learner:
         self._attempt = 0
         self._saved = -1  # update of the newest checkpoint
         self._published: dict[int, np.ndarray] = {}  # rank 0: what stale rollouts can still need
+        self._round_state = b""  # what a method in rounds goes on with
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -117,6 +118,9 @@ class Learner:
         if self.rank == 0:
             self._published = {v: weights.read(path / f"version-{v:06d}.safetensors") for v in state.versions}
         self.update = self._saved = state.update
+        self._round_state = checkpoints.round_state(path)
+        if self._round_state:
+            self._module.method.take(self._round_state)  # type: ignore[attr-defined]
         return rows
 
     # -- one update ----------------------------------------------------------------------------------------------
@@ -128,6 +132,9 @@ class Learner:
             Why the run cannot go on, if so. Every rank gets the same answer.
         """
         started = time.perf_counter()
+        stopped = self._begin_round()
+        if stopped is not None:
+            return stopped
         asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.rank, self.world)
         shares: list[Share] | Stop = ray.get(asked)
         if isinstance(shares, Stop):
@@ -156,6 +163,23 @@ class Learner:
         if answer is None and self._due():
             answer = self.checkpoint()
         return answer
+
+    def _begin_round(self) -> Stop | None:
+        """Where a round of the method begins with this update, go on with what an actor makes of the newest weights."""
+        from sharpening.methods.rounds import InRounds, round_slots
+
+        method = self._module.method
+        slots = round_slots(method, self.update, self.spec.options.max_train_steps)
+        if not slots:
+            return None
+        asked = self.spec.coordinator.begin_round.remote(self._attempt, self.update, slots, self._round_state)
+        state: bytes | Stop = ray.get(asked)
+        if isinstance(state, Stop):
+            return state
+        assert isinstance(method, InRounds)
+        self._round_state = state
+        method.take(state)
+        return None
 
     def _fetch(self, shares: list[Share]) -> "Experience":
         """This rank's groups, in task order."""
@@ -255,6 +279,7 @@ class Learner:
             self._engine.save_checkpoint(str(partial), tag="engine", client_state={"update": self.update})
             if self.rank == 0:
                 self._write_versions(partial)
+                checkpoints.keep_round(partial, self._round_state)
             self._all(True)
             if self.rank == 0:
                 rows = ray.get(self.spec.coordinator.rows.remote())

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask
-from rayjobs.runtime.experience import RolloutTask, Summary
+from rayjobs.runtime.experience import RolloutTask, RoundTask, Summary
 from sharpening.evaluation.cost import peak_rss
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sharpening.data.source import Source
     from sharpening.methods.base import Experience
     from sharpening.methods.ranking import RankedPairs
+    from sharpening.methods.rounds import Round
     from sharpening.options import MethodOptions
     from sharpening.rewards.base import ScoreFn
 
@@ -114,9 +115,7 @@ class RolloutActor:
 
         self._use(version, weights)
         reference_nfe = self._reference.nfe
-        if self._source is None:
-            self._source = ray.get(source[0])
-        batch = self._source.batch(task.items)
+        batch = self._examples(source).batch(task.items)
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
         found = self._method.collect(self._policy, self._reference, self._score, batch, seeds)
         experience = replace(found, version=version)
@@ -154,6 +153,29 @@ class RolloutActor:
         self._use(version, weights)
         part = draw(self._policy, self._method, self._score, task, self._spec.run_seed)
         return replace(part, version=version)
+
+    def begin_round(self, task: RoundTask, version: int, weights: np.ndarray | None) -> "Round":
+        """Make the state that a method goes on with.
+
+        Args:
+            task: The round's examples and the state before.
+            version: Weights to use.
+            weights: Those weights, packed; `None` for the pretrained model's.
+
+        Returns:
+            The state, and what it cost.
+
+        Raises:
+            RewardUnavailable: If the reward stays down.
+        """  # noqa: DOC502
+        from sharpening.methods.base import Seeds
+        from sharpening.methods.rounds import InRounds
+
+        assert isinstance(self._method, InRounds)
+        self._use(version, weights)
+        batch = self._examples(task.source).batch(task.items)
+        seeds = Seeds(self._spec.run_seed, task.update, task.slots)
+        return self._method.begin_round(self._policy, self._reference, self._score, batch, seeds, task.state)
 
     def rank(self, task: "RankTask", version: int, weights: np.ndarray | None) -> "RankedPairs":
         """Draw images of prompts, score them, keep each prompt's best and worst.
@@ -196,6 +218,13 @@ class RolloutActor:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         return folder
+
+    def _examples(self, source: list[Any]) -> "Source":
+        """The training examples; fetched once."""
+        if self._source is None:
+            self._source = ray.get(source[0])
+        assert self._source is not None
+        return self._source
 
     def _use(self, version: int, weights: np.ndarray | None) -> None:
         """Hold the weights of a version."""

@@ -188,7 +188,7 @@ def roll_out(
     with clock("generate"):
         condition = policy.encode(batch.prompts)
         initial = draw("latent", branches=1).repeat_interleave(samples, dim=0) if same_start else draw("latent")
-        places = stratified_places(seeds, options.rollout_steps - 1, options.timesteps_per_rollout)
+        places = stratified_places(seeds, options.learnable_steps, options.timesteps_per_rollout)
         with precision(options, policy.device):
             drawn = sample_transitions(
                 policy,

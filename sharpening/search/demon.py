@@ -13,7 +13,7 @@ from torch import Tensor
 from sharpening.options.base import require
 from sharpening.policies.base import Prediction
 from sharpening.search.base import SearchOptions, require_positive
-from sharpening.search.session import CLEAN, Session, SessionSearch
+from sharpening.search.session import CLEAN, Session, SessionSearch, candidates_for
 from sharpening.search.sigma import karras_timesteps, sigma_of
 
 
@@ -28,7 +28,7 @@ class DemonOptions(SearchOptions):
     fixed x̂_0.
 
     Attributes:
-        candidates: K, noises drawn a step; fewer where the budget ends.
+        candidates: K, noises drawn a step; fewer where the budget is short.
         weighting: "tanh" of the standardised rewards, or "softmax" of them.
         beta: β, how much noise the sampler replaces: `g = √(2β) σ`.
         rho: ρ of Karras' grid.
@@ -104,8 +104,8 @@ def combine(
 class DemonSearch(SessionSearch[DemonOptions]):
     """At each step K noises are tried by the reward of a clean estimate, and the step is taken with their mixture.
 
-    A run starts, as the sampler does, from standard normal noise. It searches from the noisiest step on; where the
-    budget ends, the ODE finishes the image.
+    A run starts, as the sampler does, from standard normal noise. Where the budget does not pay for two noises, the
+    step is the ODE's.
     """
 
     Options = DemonOptions
@@ -129,7 +129,8 @@ class DemonSearch(SessionSearch[DemonOptions]):
             z = torch.zeros_like(x)
             prediction, beta = session.predict(x, t), 0.0
             if t_next != CLEAN and levels[i + 1] >= self.options.ode_below:
-                count = self._affordable(session, times[i + 1 :], levels[i + 1])
+                choices = sum(level >= self.options.ode_below for level in levels[i + 1 : -1])
+                count = self._count(session, times[i + 1 :], levels[i + 1], choices)
                 if count >= 2:
                     z = self._mixture(session, x, prediction, (t, t_next), count, (number, i))
                     beta = self.options.beta
@@ -143,11 +144,12 @@ class DemonSearch(SessionSearch[DemonOptions]):
         """Predictions of the last `steps` steps by the ODE; Heun's corrector cannot look beyond the clean end."""
         return 2 * steps - 1 if self.options.solver == "heun" and steps else steps
 
-    def _affordable(self, session: Session, rest: list[int], level: float) -> int:
-        """Noises that the budget pays for, the prediction at x being paid for already."""
+    def _count(self, session: Session, rest: list[int], level: float, choices: int) -> int:
+        """Noises that a step tries, the prediction at x being paid for already."""
         heun = self.options.solver == "heun"
         price = len(self._estimate_grid(session, rest[0], level)) - 1 + heun
-        return min(self.options.candidates, (session.left - heun - self._rest(len(rest) - 1)) // price)
+        purse = session.left - heun - self._rest(len(rest) - 1)
+        return candidates_for(purse, price, choices, self.options.candidates)
 
     def _estimate_grid(self, session: Session, t: int, level: float) -> list[int]:
         """Fewer steps as σ falls, in proportion to its place on Karras' grid."""

@@ -17,24 +17,26 @@ from sharpening.path_integral import branch_weights
 from sharpening.policies.base import Prediction
 from sharpening.search.base import SearchOptions, require_positive
 from sharpening.search.scoring import Scored
-from sharpening.search.session import CLEAN, Session, SessionSearch
+from sharpening.search.session import CLEAN, Session, SessionSearch, candidates_for
 
 
 @dataclass(frozen=True)
 class Free2GuideOptions(SearchOptions):
-    """Options of Free²Guide. Published: 10 candidates on the first noise and 5 more of 50 steps, DDIM with η = 1.
+    """Options of Free²Guide. Published: 10 candidates, for the first noise and on 5 of 50 steps, DDIM with η = 1.
+
+    Five of 50 steps end before the first of a dozen does, which leaves nothing to choose there: by default nearly all
+    of a dozen steps are guided, and what the fewer steps save goes into candidates.
 
     Attributes:
-        candidates: initial noises, and noises drawn at a guided step; fewer where the budget ends.
-        guided_steps: steps whose noise is chosen, after the choice of the initial noise. Five of 50 steps end where
-            the first of a dozen does, which leaves nothing to choose there; hence more.
+        candidates: initial noises, and noises drawn at a guided step; fewer where the budget is short.
+        guided_steps: steps whose noise is chosen, from the second step on.
         form: "argmax" takes the best noise, "path_integral" the average under weights `exp(r / λ)`.
         temperature: λ of the path integral, in the reward's unit.
         eta: η of the sampler's steps.
     """
 
-    candidates: int = 10
-    guided_steps: int = 5
+    candidates: int = 16
+    guided_steps: int = 10
     form: Literal["argmax", "path_integral"] = "argmax"
     temperature: float = 1.0
     eta: float = 1.0
@@ -94,7 +96,7 @@ class Free2GuideSearch(SessionSearch[Free2GuideOptions]):
         options, times = self.options, session.times
         x, prediction = self._start(session, number)
         for i in range(options.steps):
-            count = self._affordable(session, i) if 1 <= i <= options.guided_steps and times[i + 1] != CLEAN else 1
+            count = self._count(session, i) if 1 <= i <= self._last else 1
             z = session.noise(count, "step", number, i)
             if count == 1:
                 x = session.step(x, times[i], times[i + 1], prediction, options.eta, z)
@@ -106,7 +108,7 @@ class Free2GuideSearch(SessionSearch[Free2GuideOptions]):
     def _start(self, session: Session, number: int) -> tuple[Tensor, Prediction]:
         """The initial noise whose predicted clean image is best, with its prediction."""
         options = self.options
-        count = min(options.candidates, session.left - (options.steps - 1))
+        count = candidates_for(session.left - options.steps, 1, 1 + self._last, options.candidates, free=1)
         x = session.noise(count, "latent", first=number * options.candidates)
         prediction = session.predict(x, session.times[0])
         if count == 1:
@@ -114,11 +116,16 @@ class Free2GuideSearch(SessionSearch[Free2GuideOptions]):
         best = session.score(prediction.x0).top(1)
         return session.pick(x, best), session.pick_prediction(prediction, best)
 
-    def _affordable(self, session: Session, i: int) -> int:
-        """Noises that step i can try, so that what follows can still be paid for."""
-        averaged = self.options.form == "path_integral"  # its result needs a prediction of its own
-        later = self.options.steps - 2 - i
-        return max(min(self.options.candidates, session.left - later - averaged), 1)
+    @property
+    def _last(self) -> int:
+        """The last guided step; the step to the clean end has no noise to choose."""
+        return max(min(self.options.guided_steps, self.options.steps - 2), 0)
+
+    def _count(self, session: Session, i: int) -> int:
+        """Noises that step i tries; a chosen one's prediction is the next step's, an average needs its own."""
+        free = 1 if self.options.form == "argmax" else 0
+        purse = session.left - (self.options.steps - 1 - i)
+        return max(candidates_for(purse, 1, self._last - i + 1, self.options.candidates, free), 1)
 
     def _guided(
         self, session: Session, x: Tensor, prediction: Prediction, times: tuple[int, int], z: Tensor

@@ -28,10 +28,10 @@ class PathOptions(SearchOptions):
     """
 
     paths: int = 2
-    expansions: int = 2
-    first_steps: int = 4
-    forward_steps: int = 2
-    backward_steps: int = 4
+    expansions: int = 4
+    first_steps: int = 2
+    forward_steps: int = 1
+    backward_steps: int = 3
 
     def __post_init__(self) -> None:
         """Check each option.

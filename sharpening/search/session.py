@@ -292,6 +292,22 @@ class Session:
         self._seconds[stage] += time.perf_counter() - begin
 
 
+def candidates_for(purse: int, price: int, choices: int, most: int, free: int = 0) -> int:
+    """How many candidates a choice may try, so that a short budget is shared out over the choices still to come.
+
+    Args:
+        purse: predictions left for choices.
+        price: predictions that a candidate costs.
+        choices: choices to come, this one included.
+        most: never more than these.
+        free: candidates that cost nothing.
+
+    Returns:
+        An equal share, but at least 2 where the purse holds them; below 2 there is no choice.
+    """
+    return min(most, free + purse // price, max(free + purse // (price * choices), 2))
+
+
 OptionsT = TypeVar("OptionsT", bound=SearchOptions)
 
 

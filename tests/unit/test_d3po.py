@@ -15,7 +15,7 @@ from sharpening.options.d3po import D3POOptions
 from sharpening.rewards.base import Scores
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
-OPTIONS = D3POOptions(rollout_steps=6, timesteps_per_rollout=2)
+OPTIONS = D3POOptions(rollout_steps=6, timesteps_per_rollout=2, noisy_share=1.0)
 
 
 def collect(policy, score, reference=None, slots=(0, 1, 2, 3), **changes):

@@ -13,7 +13,7 @@ from sharpening.options import OptionError
 from sharpening.options.ddpo import DDPOOptions
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
-OPTIONS = DDPOOptions(branches=3, rollout_steps=6, timesteps_per_rollout=2)
+OPTIONS = DDPOOptions(branches=3, rollout_steps=6, timesteps_per_rollout=2, noisy_share=1.0)
 
 
 def collect(policy, score, slots=(0, 1, 2, 3), **changes):

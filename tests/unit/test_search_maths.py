@@ -12,6 +12,7 @@ from sharpening.search.fk_steering import Particles, effective_size, resample
 from sharpening.search.free2guide import average_noise
 from sharpening.search.paths import renoise
 from sharpening.search.scoring import Scored, score_candidates
+from sharpening.search.session import candidates_for
 from sharpening.search.sigma import karras_sigmas, karras_timesteps, sigma_of
 from sharpening.search.zero_order import neighbours
 
@@ -48,6 +49,16 @@ def test_scores_go_to_their_prompts_and_failures_to_their_candidates():
 def test_a_reward_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\) for 4 images"):
         score_candidates(lambda images, prompts: Scores(np.zeros(3)), np.zeros((4, 1, 1, 3), np.uint8), ["a", "b"])
+
+
+def test_a_short_budget_is_shared_out_over_the_choices():
+    assert candidates_for(purse=36, price=1, choices=9, most=16) == 4
+    assert candidates_for(purse=36, price=1, choices=9, most=16, free=1) == 5
+    assert candidates_for(purse=36, price=2, choices=9, most=16) == 2
+    assert candidates_for(purse=900, price=1, choices=9, most=16) == 16
+    assert candidates_for(purse=5, price=2, choices=9, most=16) == 2  # a choice needs two
+    assert candidates_for(purse=3, price=2, choices=9, most=16) == 1  # not paid for: no choice
+    assert candidates_for(purse=0, price=1, choices=1, most=16, free=1) == 1
 
 
 def test_neighbours_by_hand():

@@ -21,8 +21,8 @@ from sharpening.seeds import noise
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
 STEPS = 6
 OPTIONS = {
-    "ddpo": DDPOOptions(branches=3, rollout_steps=STEPS, timesteps_per_rollout=3),
-    "d3po": D3POOptions(rollout_steps=STEPS, timesteps_per_rollout=3),
+    "ddpo": DDPOOptions(branches=3, rollout_steps=STEPS, timesteps_per_rollout=3, noisy_share=1.0),
+    "d3po": D3POOptions(rollout_steps=STEPS, timesteps_per_rollout=3, noisy_share=1.0),
 }
 SAMPLES = {"ddpo": 3, "d3po": 2}
 OLD = {"ddpo": "log_prob", "d3po": "reference_log_prob"}
@@ -151,6 +151,14 @@ def test_the_last_step_is_not_learnt_and_timesteps_are_stratified(policy, bright
     places = torch.tensor([policy.timesteps(9).tolist().index(t) for t in few.timesteps.tolist()]).view(-1, 2)
     assert (places // 4).tolist() == [[0, 1]] * len(places)  # eight places in two strata
     assert len({tuple(row) for row in places.tolist()}) > 1
+    noisy = collect(name, policy, brightness, timesteps_per_rollout=3, noisy_share=0.5)
+    assert noisy.timesteps.view(-1, 3).tolist() == [grid[:3]] * len(noisy.timesteps.view(-1, 3))
+
+
+def test_learnable_steps_are_a_share_without_the_last():
+    for steps, share, expected in ((10, 0.7, 7), (12, 0.5, 6), (12, 1.0, 11), (12, 0.01, 1), (2, 1.0, 1), (7, 0.5, 3)):
+        options = D3POOptions(rollout_steps=steps, timesteps_per_rollout=1, noisy_share=share)
+        assert options.learnable_steps == expected
 
 
 @both
@@ -308,6 +316,8 @@ def test_bf16_rollouts_compare_probabilities_in_full_precision(policy, brightnes
     [
         ({"timesteps_per_rollout": STEPS}, "timesteps_per_rollout"),
         ({"timesteps_per_rollout": 0}, "timesteps_per_rollout"),
+        ({"noisy_share": 0.4}, "timesteps_per_rollout"),
+        ({"noisy_share": 0.0}, "noisy_share"),
         ({"rollout_steps": 1, "timesteps_per_rollout": 1}, "rollout_steps"),
         ({"eta": 0.0}, "eta"),
         ({"eta": 1.5}, "eta"),

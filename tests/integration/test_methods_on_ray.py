@@ -1,0 +1,54 @@
+"""Every method on the same machinery: its curve is that of the plain loop, also when processes are killed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayjobs.runtime.driver import run
+from rayjobs.runtime.training_data import PAIRS, training_source
+from sharpening.data.pairs import CAPTION, PairFile
+from sharpening.evaluation.run_folder import RunFolder
+from sharpening.loop import train_in_process
+from sharpening.methods import METHODS, load_method
+from sharpening.policies import load_policy
+from sharpening.rewards.clip import ClipScorer
+from tests import runs
+from tests.runs import Models, local_ray, models
+
+__all__ = ["local_ray", "models"]  # fixtures
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "rlhf"])
+def test_a_killed_actor_and_a_killed_learner_leave_the_plain_loops_curve(
+    method: str, models: Models, local_ray: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / method
+    options = runs.options_of(method, models, folder)
+    killed: list[int] = []
+    saboteur = runs.Saboteur(folder, [
+        (1, lambda: killed.append(runs.kill_process("ray::RolloutActor"))),
+        (3, lambda: killed.append(runs.kill_process("ray::RayTrainWorker"))),
+    ])  # fmt: skip
+    run(options)
+    saboteur.finish()
+    assert len(killed) == 2
+    runs.check_whole(folder, options.max_train_steps)
+    found = runs.curve(folder)
+    source = training_source(options, RunFolder(folder))
+    assert source is not None
+    if method == "dpo":  # its pairs were ranked by the job itself
+        assert len(source) == len(PairFile(folder / PAIRS, CAPTION, 64)) > 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = train_in_process(
+            load_policy(models.pipeline), load_method(method, options.method_options()), ClipScorer(str(models.clip)),
+            source, options.training_options(),
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("loss", "reward", "grad_norm"):
+        if name in expected[0]:
+            tolerance = {"rel": 1e-2, "abs": 1e-6} if name == "grad_norm" else {"rel": 1e-3, "abs": 1e-6}
+            assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], **tolerance), name
