@@ -143,7 +143,8 @@ def _explain(error: ValidationError, from_file: str | None, model: type[Options]
     where = f" (in {from_file})" if from_file else ""
     kind = _base_type(model.model_fields[name].annotation)
     if first["type"] == "literal_error":
-        return (name, f"unknown value '{value}'{where}", f"choose one of {', '.join(get_args(kind))}")
+        choices = get_args(get_args(kind)[0]) if get_origin(kind) is tuple else get_args(kind)
+        return (name, f"unknown value '{value}'{where}", f"choose one of {', '.join(choices)}")
     words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
     for key, word in words.items():
         if key in context:

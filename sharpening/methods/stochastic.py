@@ -179,25 +179,10 @@ def roll_out(
         ValueError: if prompts and slots differ in number, or the reward answers for another number of images.
     """  # noqa: DOC502
     check_batch(batch, seeds)
-
-    def draw(purpose: str, *counters: int, branches: int = samples) -> Tensor:
-        places = [(slot, k) for slot in seeds.slots for k in range(branches)]
-        shape = policy.latent_shape
-        return torch.stack([noise(shape, seeds.run_seed, purpose, seeds.update, *place, *counters) for place in places])
-
     with clock("generate"):
         condition = policy.encode(batch.prompts)
-        initial = draw("latent", branches=1).repeat_interleave(samples, dim=0) if same_start else draw("latent")
-        places = stratified_places(seeds, options.learnable_steps, options.timesteps_per_rollout)
         with precision(options, policy.device):
-            drawn = sample_transitions(
-                policy,
-                condition.repeat_interleave(samples),
-                initial,
-                lambda i: draw("step", i),
-                places.repeat_interleave(samples, dim=0),
-                options,
-            )
+            drawn = _sample_prompts(policy, condition, seeds, samples, options, same_start)
     with clock("decode"), precision(options, policy.device):
         images = policy.decode(drawn.x0)
     with clock("reward"):
@@ -218,3 +203,26 @@ def roll_out(
         "images_scored": len(images),
     }
     return Rollout(x_t, x_prev, timesteps, log_prob, rewards.unflatten(0, (len(batch), samples))[kept], shared)
+
+
+def _sample_prompts(
+    policy: Policy, condition: Condition, seeds: Seeds, samples: int, options: StochasticOptions, same_start: bool
+) -> Transitions:
+    """The samples of a task's prompts, those of a prompt in a row and learnt at the same timesteps."""
+
+    def draw(purpose: str, *counters: int, branches: int = samples) -> Tensor:
+        own = [(slot, k, *counters) for slot in seeds.slots for k in range(branches)]
+        return torch.stack(
+            [noise(policy.latent_shape, seeds.run_seed, purpose, seeds.update, *counter) for counter in own]
+        )
+
+    initial = draw("latent", branches=1).repeat_interleave(samples, dim=0) if same_start else draw("latent")
+    places = stratified_places(seeds, options.learnable_steps, options.timesteps_per_rollout)
+    return sample_transitions(
+        policy,
+        condition.repeat_interleave(samples),
+        initial,
+        lambda i: draw("step", i),
+        places.repeat_interleave(samples, dim=0),
+        options,
+    )

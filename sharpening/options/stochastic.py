@@ -22,9 +22,12 @@ class StochasticOptions(MethodOptions):
     """
 
     timesteps_per_rollout: int = described(
-        4, "sampler steps of each sample that are learnt, stratified over the learnable ones", "timesteps a prompt", "K",
+        4,
+        "sampler steps of each sample that are learnt, stratified over the learnable",
+        "timesteps a prompt",
+        "K",
         ge=1,
-    )  # fmt: skip
+    )
     noisy_share: float = described(
         0.5, "share of the sampler's steps, from the noisy end, that can be learnt; the last one never is",
         "sampler steps", gt=0, le=1,

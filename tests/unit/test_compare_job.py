@@ -1,0 +1,105 @@
+"""The comparison's own bookkeeping: what is refused, what is run, at which budget."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayjobs.command_line import read
+from rayjobs.comparison.options import CompareOptions
+from rayjobs.comparison.reporting import sweep_system
+from rayjobs.comparison.run import Comparison
+from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings, shrunk
+from rayjobs.errors import OptionError
+from rayjobs.options import options_class
+from sharpening.methods import METHODS
+
+
+def parsed(folder: Path, *arguments: str) -> CompareOptions:
+    options = read(CompareOptions, [*arguments, "--output_dir", str(folder)], "compare.py")
+    assert isinstance(options, CompareOptions)
+    return options
+
+
+def test_defaults_are_the_whole_comparison(tmp_path: Path) -> None:
+    options = parsed(tmp_path)
+    assert set(options.methods) == set(METHODS)
+    assert len(options.seeds) >= 3
+    assert parsed(tmp_path, "--sweeps", "none").sweeps == ()
+    assert parsed(tmp_path, "--seeds", "4", "7").seeds == (4, 7)
+    assert parsed(tmp_path, "--quick").resolved().eval_prompts < options.eval_prompts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "rlhf", "magic"), r"--methods: unknown name 'magic'"),
+        (("--searches", "luck"), r"--searches: unknown name 'luck'"),
+        (("--train_seconds", "0"), r"--train_seconds: must be greater than 0"),
+        (("--seeds",), r"--seeds: expected at least one argument"),
+        (("--guidance_scales", "-1"), r"--guidance_scales: "),
+        (("--sweeps", "colour"), r"--sweeps: "),
+        (("--metods", "rlhf"), r"did you mean --methods\?"),
+    ],
+)
+def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        parsed(tmp_path, *arguments)
+
+
+def test_a_folder_is_one_comparisons_and_may_grow(tmp_path: Path) -> None:
+    Comparison(parsed(tmp_path / "c", "--seeds", "0"), "")
+    Comparison(parsed(tmp_path / "c", "--seeds", "0", "1"), "")
+    with pytest.raises(OptionError, match=r"--train_seconds: is 9.0, but the comparison in .* has 150.0"):
+        Comparison(parsed(tmp_path / "c", "--train_seconds", "9"), "")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(OptionError, match="holds something else"):
+        Comparison(parsed(tmp_path / "other"), "")
+
+
+def test_options_of_methods_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "methods.json"
+    for values, message in (
+        ({"ddpo": {"clip_range": -1}}, "ddpo: "), ({"rlhf": {"branchs": 4}}, "rlhf: "), ({"magic": {}}, "'magic'"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(values))
+        with pytest.raises(OptionError, match=message):
+            Comparison(parsed(tmp_path / "c", "--method_config", str(path)), "")
+
+
+def test_updates_are_what_the_budget_pays_for(tmp_path: Path) -> None:
+    trainings = Trainings(tmp_path, parsed(tmp_path, "--train_seconds", "100"), {}, lambda text: None)
+    (tmp_path / "calibration.json").write_text(
+        json.dumps({"rlhf": {"update": 6.0, "before": 0.0}, "dpo": {"update": 2.0, "before": 40.0}})
+    )
+    assert trainings.updates(Training("rlhf", "rlhf", 0, {})) == 16
+    assert trainings.updates(Training("dpo", "dpo", 2, {})) == 30
+    fixed = Trainings(tmp_path, parsed(tmp_path, "--updates", "5"), {}, lambda text: None)
+    assert fixed.updates(Training("ddpo", "ddpo", 0, {})) == 5
+
+
+def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
+    trainings = Trainings(tmp_path, parsed(tmp_path), {}, lambda text: None)
+    training = Training("rlhf", "rlhf", 0, {})
+    folder = trainings.folder(training)
+    folder.mkdir(parents=True)
+    (folder / SUMMARY).write_text("{}")
+    assert trainings.train(training) == folder  # or it would have started a job
+    (folder / COST).write_text(json.dumps({"seconds": {"rank_generate": 6.0, "rank_reward": 2.0, "learn": 9.0}}))
+    assert trainings.seconds_before(folder, "rlhf") == pytest.approx(4.0)  # two actors side by side
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_smaller_updates_fit_their_batches(method: str) -> None:
+    model = options_class(method)
+    small = model(**shrunk(model(), 6))
+    assert small.prompts_per_update == 6
+    assert small.groups_per_update % (small.train_batch_size * small.inner_steps) == 0
+    whole = model()
+    assert whole.groups_per_update % (whole.train_batch_size * whole.inner_steps) == 0  # and so do the defaults
+
+
+def test_one_branch_is_the_papers() -> None:
+    assert sweep_system("branches", 1) == "dpo"
+    assert sweep_system("branches", 8) == "rlhf, n = 8"
