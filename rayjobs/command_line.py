@@ -111,11 +111,12 @@ def _load(path: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str, option: str = "config") -> dict[str, Any]:
     """Read options from a file.
 
     Args:
         path: A JSON or YAML file with a mapping from option names to values.
+        option: The option that names the file.
 
     Returns:
         The mapping.
@@ -126,11 +127,11 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         values = _load(path)
     except OSError as error:
-        raise OptionError("config", f"cannot read {path} ({error.strerror})", "pass a JSON or YAML file") from error
+        raise OptionError(option, f"cannot read {path} ({error.strerror})", "pass a JSON or YAML file") from error
     except ValueError as error:
-        raise OptionError("config", f"{path} is not valid JSON or YAML ({error})", "correct the file") from error
+        raise OptionError(option, f"{path} is not valid JSON or YAML ({error})", "correct the file") from error
     if not isinstance(values, dict):
-        raise OptionError("config", f"{path} holds no mapping", "write option names and values into it")
+        raise OptionError(option, f"{path} holds no mapping", "write option names and values into it")
     return values
 
 

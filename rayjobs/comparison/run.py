@@ -149,7 +149,7 @@ def read_overrides(options: CompareOptions) -> Mapping[str, Mapping[str, Any]]:
     if options.method_config is None:
         return {}
     name = "method_config"
-    found = read_config(options.method_config)
+    found = read_config(options.method_config, name)
     for method, values in found.items():
         if method not in options.methods:
             raise OptionError(name, f"'{method}' is not compared", f"name one of {', '.join(options.methods)}")

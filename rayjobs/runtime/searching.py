@@ -82,9 +82,10 @@ class SearchRun:
     def _search_options(self) -> dict[str, Any]:
         """The search's own options, checked; and whether the budget pays for an image."""
         from sharpening.options import OptionError as MethodError
-        from sharpening.search import search_class
+        from sharpening.search import load_search, search_class
 
-        given = read_config(self.options.search_config) if self.options.search_config else {}
+        named = self.options.search_config
+        given = read_config(named, "search_config") if named else {}
         given |= {"steps": self.options.rollout_steps, "guidance_scale": self.options.guidance_scale}
         kind = search_class(self.options.search).Options
         unknown = set(given) - set(kind.__dataclass_fields__)
@@ -95,6 +96,11 @@ class SearchRun:
             kind(**given)
         except MethodError as error:
             raise OptionError("search_config", str(error), "correct the value") from error
+        search: Any = load_search(self.options.search, **given)
+        smallest = search.smallest * search.options.prediction_nfe
+        if self.options.budget < smallest:
+            reason = f"{self.options.budget} evaluations do not pay for one image"
+            raise OptionError("budget", reason, f"pass {smallest} or more")
         return given
 
     def _model(self) -> str:

@@ -12,7 +12,7 @@ from sharpening.options.training import TrainingOptions
 
 @dataclass(frozen=True)
 class D3POOptions(StochasticOptions):
-    """Options of D3PO. β and ε default to the public code's, the rest to what the embedded world asks.
+    """Options of D3PO. β and ε are the public code's, the other defaults those that did best on the embedded world.
 
     Attributes:
         beta: β, strength of the log ratio; log-probabilities are per-element means.

@@ -12,7 +12,7 @@ from sharpening.options.training import TrainingOptions
 
 @dataclass(frozen=True)
 class DDPOOptions(StochasticOptions):
-    """Options of DDPO. Clipping and advantages default to the public code's, the rest to what the embedded world asks.
+    """Options of DDPO. Clipping and advantages are the public code's, the other defaults worked on the embedded world.
 
     Attributes:
         branches: n, samples of one prompt.
@@ -37,7 +37,9 @@ class DDPOOptions(StochasticOptions):
     )
 
     about: ClassVar[str] = "DDPO: policy gradient over the sampler's steps (arXiv 2305.13301)"
-    training: ClassVar[TrainingOptions] = TrainingOptions(inner_steps=2)
+    training: ClassVar[TrainingOptions] = TrainingOptions(
+        updates=14, inner_steps=2, learning_rate=1e-4, lr_warmup_steps=2
+    )
 
     @property
     def groups_per_prompt(self) -> int:

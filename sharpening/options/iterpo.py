@@ -40,7 +40,7 @@ class IterPOOptions(MethodOptions):
         4, "images of each of those prompts, ranked by the reward", "images a prompt", ge=2,
         fix="a pair needs two images, so pass --round_samples 2 or more",
     )  # fmt: skip
-    round_steps: int = described(200, "optimiser steps that retrain the reward models", "optimiser steps", ge=1)
+    round_steps: int = described(50, "optimiser steps that retrain the reward models", "optimiser steps", ge=1)
 
     about: ClassVar[str] = "IterPO, reward feedback through the last steps' clean estimate (arXiv 2410.07171)"
     training: ClassVar[TrainingOptions] = TrainingOptions(train_batch_size=24)

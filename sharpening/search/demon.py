@@ -13,7 +13,8 @@ from torch import Tensor
 from sharpening.options.base import require
 from sharpening.policies.base import Prediction
 from sharpening.search.base import SearchOptions, require_positive
-from sharpening.search.session import CLEAN, Session, SessionSearch, candidates_for
+from sharpening.search.runs import SessionSearch, candidates_for
+from sharpening.search.session import CLEAN, Session
 from sharpening.search.sigma import karras_timesteps, sigma_of
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sharpening.options.base import require
 from sharpening.search.base import SearchOptions, require_positive
+from sharpening.search.runs import SessionSearch
 from sharpening.search.scoring import Scored
-from sharpening.search.session import Session, SessionSearch
+from sharpening.search.session import Session
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sharpening.options.base import require
 from sharpening.path_integral import branch_weights
 from sharpening.policies.base import Prediction
 from sharpening.search.base import SearchOptions, require_positive
+from sharpening.search.runs import SessionSearch, candidates_for
 from sharpening.search.scoring import Scored
-from sharpening.search.session import CLEAN, Session, SessionSearch, candidates_for
+from sharpening.search.session import CLEAN, Session
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sharpening.options.base import require
 from sharpening.search.base import SearchOptions
-from sharpening.search.session import Session, SessionSearch
+from sharpening.search.runs import SessionSearch
+from sharpening.search.session import Session
 
 
 @dataclass(frozen=True)

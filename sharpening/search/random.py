@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sharpening.sampling import sample
 from sharpening.search.base import SearchOptions
-from sharpening.search.session import Session, SessionSearch
+from sharpening.search.runs import SessionSearch
+from sharpening.search.session import Session
 
 
 class RandomSearch(SessionSearch[SearchOptions]):

@@ -101,9 +101,9 @@ def fit(
     preferences: Preferences,
     steps: int,
     seed: int,
-    lr: float = 2e-3,
+    lr: float = 4e-3,
     batch_size: int = 96,
-    weight_decay: float = 0.05,
+    weight_decay: float = 0.01,
 ) -> None:
     """Train a head in place: AdamW on `−log σ(r_winner − r_loser)`, one cycle of the learning rate.
 

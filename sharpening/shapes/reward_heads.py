@@ -74,7 +74,7 @@ class RewardHead(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, image_width: int, text_width: int, width: int = 64, with_text: bool = True) -> None:
+    def __init__(self, image_width: int, text_width: int, width: int = 96, with_text: bool = True) -> None:
         """Make an untrained head.
 
         Args:

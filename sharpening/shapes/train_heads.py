@@ -1,7 +1,8 @@
 """Trains the embedded world's reward heads: `python -m sharpening.shapes.train heads --output_dir DIR`.
 
 Bradley-Terry heads on the frozen embedded CLIP (`reward_heads`), by pairwise cross-entropy on ranked images
-(`ranked_images`). Only training captions and scenes without held-out combinations are seen.
+(`ranked_images`): renders of known scenes, never the verifiers' word. Only training captions and scenes without
+held-out combinations are seen. The heads are measured on the base model's samples too, which the verifiers rank.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffusers import AutoencoderKL
 from sharpening.policies import load_policy
 from sharpening.policies.base import Policy
 from sharpening.rewards.embedded import FeatureReader
-from sharpening.shapes.assets import clip_folder, pipeline_folder, training_prompts
+from sharpening.shapes.assets import clip_folder, pipeline_folder
 from sharpening.shapes.benchmark import excluded_prompts, validation_benchmark
 from sharpening.shapes.preference_training import Preferences, accuracy, all_logits, fit, read_preferences
 from sharpening.shapes.ranked_images import RankedImages, ranked_degradations, ranked_renders, ranked_samples
@@ -27,8 +28,6 @@ from sharpening.shapes.scene import held_out
 COMPOSITIONAL = ("attribute", "spatial", "non_spatial")
 TRAINING_PAIRS = {"attribute": 6000, "spatial": 9000, "non_spatial": 6000, "background": 1500, "degraded": 4000}
 """Pairs of pictures of each source; places are the hardest to learn."""
-SAMPLED_PROMPTS = 300
-"""Training prompts whose samples are ranked, four of each."""
 TEST_PAIRS = 400
 
 Sets = dict[str, Preferences]
@@ -57,8 +56,7 @@ class Sources:
         Returns:
             Preferences of every source.
         """
-        sets = {name: self._renders(name, count, 0, self._vae) for name, count in TRAINING_PAIRS.items()}
-        return sets | self._samples(training_prompts()[:SAMPLED_PROMPTS], 0)
+        return {name: self._renders(name, count, 0, self._vae) for name, count in TRAINING_PAIRS.items()}
 
     def test(self) -> Sets:
         """What they are measured on: clean renders, fresh degradations, samples of validation prompts.
@@ -69,7 +67,9 @@ class Sources:
         """
         sets = {name: self._renders(name, TEST_PAIRS, 1) for name in TRAINING_PAIRS}
         sets |= {f"held-out {name}": self._renders(name, TEST_PAIRS, 2, allowed=held_out) for name in COMPOSITIONAL}
-        return sets | self._samples([prompt.prompt for prompt in validation_benchmark()[::3]], 1)
+        drawn = ranked_samples(self._policy, [p.prompt for p in validation_benchmark()[::2]], self._seed)
+        samples = self._read("samples", next(iter(drawn.values())))
+        return sets | {f"samples {head}": samples.ranked_by(ranked.pairs) for head, ranked in drawn.items()}
 
     def _renders(
         self, source: str, count: int, part: int, vae: AutoencoderKL | None = None, allowed: Callable | None = None
@@ -82,11 +82,6 @@ class Sources:
             drawn = ranked_renders(source, count, rng, self._excluded, vae, **options)
         return self._read(source, drawn)
 
-    def _samples(self, prompts: list[str], part: int) -> Sets:
-        drawn = ranked_samples(self._policy, prompts, seed=2 * self._seed + part)
-        first = self._read("samples", next(iter(drawn.values())))
-        return {f"samples {head}": first.ranked_by(ranked.pairs) for head, ranked in drawn.items()}
-
     def _read(self, source: str, drawn: RankedImages) -> Preferences:
         read = read_preferences(self.reader, drawn.images, drawn.prompts, drawn.pairs)
         seconds = time.monotonic() - self._started
@@ -94,24 +89,24 @@ class Sources:
         return read
 
 
-def sources_of(head: str, sets: Sets) -> Preferences:
-    """All pairs that a head is trained on.
+def pairs_for(head: str, sets: Sets) -> Preferences:
+    """The pairs that a head is made for.
 
     Args:
         head: its name.
         sets: preferences by source.
 
     Returns:
-        Aesthetic: degraded pictures; preference: everything; the others: their own renders and samples.
+        Aesthetic: degraded pictures; preference: everything; the others: scenes that differ in their respect.
     """
     if head == "aesthetic":
         return sets["degraded"]
     if head == "preference":
-        return Preferences.cat([*(sets[name] for name in TRAINING_PAIRS), sets["samples preference"]])
-    return Preferences.cat([sets[head], sets[f"samples {head}"]])
+        return Preferences.cat([sets[name] for name in TRAINING_PAIRS])
+    return sets[head]
 
 
-def train_heads(output_dir: Path, steps: int = 3000, seed: int = 0) -> None:
+def train_heads(output_dir: Path, steps: int = 5000, seed: int = 0) -> None:
     """Train the five heads, measure them on fresh pairs and save them.
 
     Args:
@@ -123,23 +118,16 @@ def train_heads(output_dir: Path, steps: int = 3000, seed: int = 0) -> None:
     training, test = sources.training(), sources.test()
     heads, measured = {}, {}
     for name in HEADS:
-        pairs = sources_of(name, training)
+        pairs = pairs_for(name, training)
         torch.manual_seed(seed)
         head = RewardHead(pairs.images.shape[1], pairs.tokens.shape[2], with_text=name not in IMAGE_ONLY)
         fit(head, pairs, steps, seed)
         head.half().float()  # as it will be saved
-        calibrate(head, clean_pairs(name, test))
+        calibrate(head, pairs_for(name, test))
         heads[name], measured[name] = head, accuracies(name, head, test)
         print(f"{name}: {len(pairs)} pairs, {measured[name]}", flush=True)
     config = {"clip": clip_digest(clip_folder()), "width": head.width, "steps": steps, "seed": seed}
     save_heads(heads, output_dir, config | {"accuracy": measured})
-
-
-def clean_pairs(head: str, test: Sets) -> Preferences:
-    """The test pairs whose better pictures are what a head is to call 1."""
-    if head == "preference":
-        return Preferences.cat([test[name] for name in TRAINING_PAIRS])
-    return test["degraded" if head == "aesthetic" else head]
 
 
 def calibrate(head: RewardHead, pairs: Preferences) -> None:

@@ -11,8 +11,8 @@ from sharpening.search.demon import combine, demon_weights
 from sharpening.search.fk_steering import Particles, effective_size, resample
 from sharpening.search.free2guide import average_noise
 from sharpening.search.paths import renoise
+from sharpening.search.runs import candidates_for
 from sharpening.search.scoring import Scored, score_candidates
-from sharpening.search.session import candidates_for
 from sharpening.search.sigma import karras_sigmas, karras_timesteps, sigma_of
 from sharpening.search.zero_order import neighbours
 

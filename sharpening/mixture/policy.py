@@ -1,0 +1,430 @@
+"""The world of scalars as a policy: its denoiser is exact for the base laws, and learns what it adds to that."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sharpening.mixture.law import World
+from sharpening.policies.base import Condition, Prediction
+from sharpening.rewards.base import Scores
+from sharpening.schedule import Schedule, ddim_moments, ddim_step, eps_and_x0
+
+LIMIT = 8.0
+"""Images show x from −8 to 8; what lies beyond is cut off."""
+SIDE = 8
+"""Pixels of an image's side."""
+SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+"""Cosine noise levels, whose noisy end has no signal left. The velocity is of order 1 at every level, where ε or x_0 alone would blow errors up at one end."""
+
+
+class MixtureDenoiser(nn.Module):
+    """Velocity `v = α_t ε − σ_t x_0`: the exact one of the world, plus a small network that starts at zero.
+
+    Under `x_t = α x_0 + σ ε` component k of a mixture gives `x_t ~ N(α μ_k, α² s_k² + σ²)`, which are the weights ρ_k of
+    the posterior, and `E[x_0 | x_t, k] = μ_k + α s_k² (x_t − α μ_k) / (α² s_k² + σ²)`. Their sum `E[x_0 | x_t]` is the
+    optimal denoiser.
+    """
+
+    table: Tensor
+    means: Tensor
+    variances: Tensor
+    alphas: Tensor
+    sigmas: Tensor
+
+    def __init__(self, world: World, schedule: Schedule, width: int = 64) -> None:
+        """Make the denoiser of a world.
+
+        Args:
+            world: the base laws.
+            schedule: the noise levels.
+            width: units of each of the network's two hidden layers.
+        """
+        super().__init__()
+        laws = list(world.laws.values())
+        prompts, count = len(laws), len(laws[0].weights)
+        table = torch.zeros(prompts, prompts, count, dtype=torch.float64)  # each prompt has components of its own
+        for row, law in enumerate(laws):
+            table[row, row] = torch.from_numpy(law.weights)
+        t = torch.arange(len(schedule.alphas_cumprod))
+        for name, value in {
+            "table": table.flatten(1),
+            "means": torch.from_numpy(np.concatenate([law.means for law in laws])),
+            "variances": torch.from_numpy(np.concatenate([law.deviations**2 for law in laws])),
+            "alphas": schedule.alpha(t),
+            "sigmas": schedule.sigma(t),
+        }.items():
+            self.register_buffer(name, value.float(), persistent=False)
+        self.correction = nn.Sequential(
+            nn.Linear(3 + prompts, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+        for place in (0, 2):
+            self._draw(self.correction[place], place)
+        nn.init.zeros_(self.correction[-1].weight)
+        nn.init.zeros_(self.correction[-1].bias)
+
+    @staticmethod
+    def _draw(layer: nn.Module, place: int) -> None:
+        """Fixed first weights, so that no run depends on torch's global generator."""
+        assert isinstance(layer, nn.Linear)
+        generator = torch.Generator().manual_seed(place)
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+        nn.init.uniform_(layer.bias, -1, 1, generator=generator)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        pooled: Float[Tensor, "batch prompt"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Velocity at (x_t, t).
+
+        Args:
+            x_t: noisy scalars.
+            t: their timesteps.
+            pooled: a prompt's row of the identity, or the mean of those rows for no prompt.
+
+        Returns:
+            v.
+        """
+        x, alpha, sigma = x_t.view(-1, 1), self.alphas[t, None], self.sigmas[t, None]
+        variance = alpha**2 * self.variances + sigma**2
+        offset = x - alpha * self.means
+        rho = torch.softmax((pooled @ self.table).log() - 0.5 * variance.log() - 0.5 * offset**2 / variance, dim=1)
+        x0 = (rho * (self.means + alpha * self.variances / variance * offset)).sum(1, keepdim=True)
+        v = (alpha * x - x0) / sigma
+        return (v + self.correction(torch.cat([x, alpha, sigma, pooled], dim=1))).view_as(x_t)
+
+
+class MixturePolicy:
+    """Adapter of a world of scalars; latents are `(1, 1, 1)`, images their brightness.
+
+    Attributes:
+        denoiser: the trained module.
+        schedule: noise levels and grids.
+        latent_shape: `(1, 1, 1)`.
+        nfe: denoiser evaluations so far, calls × scalars.
+        device: the CPU.
+
+    Example:
+        ```python
+        policy = MixturePolicy(default_world())
+        x0 = sample(policy, policy.encode(["left"] * 100), torch.randn(100, 1, 1, 1), steps=20)
+        ```
+    """
+
+    def __init__(self, world: World) -> None:
+        """Make the base policy of a world, whose samples follow its laws.
+
+        Args:
+            world: the laws.
+        """
+        self.world = world
+        self.schedule = Schedule.from_config(SCHEDULER)
+        self.denoiser: nn.Module = MixtureDenoiser(world, self.schedule)
+        self.latent_shape: tuple[int, int, int] = (1, 1, 1)
+        self.nfe = 0
+        self.device = torch.device("cpu")
+
+    # -- prompts ---------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Rows of the identity matrix, one column a prompt of the world.
+
+        Args:
+            prompts: B prompts of the world.
+
+        Returns:
+            Their condition, B rows.
+
+        Raises:
+            ValueError: if a prompt is not one of the world's.
+        """
+        unknown = sorted(set(prompts) - set(self.world.prompts))
+        if unknown:
+            raise ValueError(f"the world has no prompt '{unknown[0]}'; pass one of {', '.join(self.world.prompts)}")
+        return self._condition(torch.eye(len(self.world.prompts))[[self.world.prompts.index(p) for p in prompts]])
+
+    def uncondition(self, batch: int) -> Condition:
+        """No prompt: the even mixture of all prompts' laws.
+
+        Args:
+            batch: number of rows.
+
+        Returns:
+            A condition of that many rows.
+        """
+        prompts = len(self.world.prompts)
+        return self._condition(torch.full((batch, prompts), 1 / prompts))
+
+    @staticmethod
+    def _condition(pooled: Tensor) -> Condition:
+        return Condition(pooled[:, None, :], pooled, torch.zeros(len(pooled), 6))
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        condition: Condition,
+        guidance_scale: float = 1.0,
+    ) -> Prediction:
+        """Predict noise and clean scalar at (x_t, t) (Eq. 5–6).
+
+        Args:
+            x_t: noisy scalars.
+            t: their timesteps.
+            condition: one row a scalar.
+            guidance_scale: above 1, the prompt's velocity is driven away from that of no prompt, at twice the price.
+
+        Returns:
+            The prediction.
+        """
+        output = self._denoise(x_t, t, condition)
+        if guidance_scale > 1:
+            negative = self._denoise(x_t, t, self.uncondition(len(x_t)))
+            output = negative + guidance_scale * (output - negative)
+        return Prediction(*eps_and_x0(output, x_t, *self._levels(t), self.schedule.prediction_type))
+
+    def _denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.nfe += len(x_t)
+        return self.denoiser(x_t, t, condition.pooled)
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(level(t).float().view(-1, 1, 1, 1) for level in (self.schedule.alpha, self.schedule.sigma))
+
+    def add_noise(
+        self,
+        x0: Float[Tensor, "batch channel height width"],
+        eps: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """`x_t = α_t x_0 + σ_t ε`.
+
+        Args:
+            x0: clean scalars.
+            eps: standard normal noise.
+            t: timesteps.
+
+        Returns:
+            x_t.
+        """
+        alpha_t, sigma_t = self._levels(t)
+        return alpha_t * x0 + sigma_t * eps
+
+    def target_noise(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        x0: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """`ε = (x_t − α_t x_0) / σ_t`.
+
+        Args:
+            x_t: noisy scalars.
+            x0: clean scalars.
+            t: timesteps.
+
+        Returns:
+            ε.
+        """
+        alpha_t, sigma_t = self._levels(t)
+        return (x_t - alpha_t * x0) / sigma_t
+
+    def step(
+        self,
+        x_t: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        t_prev: Int[Tensor, " batch"],
+        prediction: Prediction,
+        eta: float = 0.0,
+        noise: Float[Tensor, "batch channel height width"] | None = None,
+    ) -> Float[Tensor, "batch channel height width"]:
+        """One DDIM step.
+
+        Args:
+            x_t: noisy scalars; they enter through the prediction alone.
+            t: where they are.
+            t_prev: where they go; below 0 is the clean end.
+            prediction: the policy's prediction at (x_t, t).
+            eta: η, share of DDPM's noise that is added.
+            noise: standard normal, needed for η > 0.
+
+        Returns:
+            x_prev.
+        """
+        del x_t
+        return ddim_step(prediction.x0, prediction.eps, *self._levels(t), *self._levels(t_prev), eta, noise)
+
+    def moments(
+        self, t: Int[Tensor, " batch"], t_prev: Int[Tensor, " batch"], prediction: Prediction, eta: float
+    ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch 1 1 1"]]:
+        """Mean and standard deviation of a DDIM step's Gaussian.
+
+        Args:
+            t: where the scalars are.
+            t_prev: where they go.
+            prediction: the policy's prediction there.
+            eta: η.
+
+        Returns:
+            The mean, and one deviation a row.
+        """
+        return ddim_moments(prediction.x0, prediction.eps, *self._levels(t), *self._levels(t_prev), eta)
+
+    def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Signal-to-noise ratio `α_t² / σ_t²`.
+
+        Args:
+            t: timesteps.
+
+        Returns:
+            One ratio a timestep.
+        """
+        return (self.schedule.alpha(t) / self.schedule.sigma(t)).square()
+
+    def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
+        """The sampler's grid.
+
+        Args:
+            steps: number of sampler steps.
+
+        Returns:
+            Timesteps, descending.
+        """
+        return self.schedule.timesteps(steps)
+
+    def previous(self, t: Int[Tensor, " batch"], steps: int) -> Int[Tensor, " batch"]:
+        """The timestep a sampler of that many steps goes to from t.
+
+        Args:
+            t: timesteps of the grid.
+            steps: number of sampler steps.
+
+        Returns:
+            Timesteps; below 0 is the clean end.
+        """
+        return self.schedule.previous(t, steps)
+
+    # -- images ----------------------------------------------------------------------------------------------------
+
+    def pixels(
+        self, latents: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch 3 pixel_height pixel_width"]:
+        """A uniform grey of brightness `(x + 8) / 16`, cut off at black and white.
+
+        Args:
+            latents: clean scalars.
+
+        Returns:
+            Images in [0, 1], with a graph where gradients are enabled.
+        """
+        return ((latents + LIMIT) / (2 * LIMIT)).clamp(0, 1).expand(-1, 3, SIDE, SIDE)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
+        """Images in 8 bit, dithered: a grey between two levels is the upper one in as large a share of the values.
+
+        Rounding alone would leave x in steps of 16/255 = 0.06. Over the 192 values of an image the mean brightness
+        keeps it to ±16/(2 · 255 · 192), below 2e-4.
+
+        Args:
+            latents: clean scalars.
+
+        Returns:
+            uint8 `[B, 8, 8, 3]`.
+        """
+        level = 255 * self.pixels(latents).double().permute(0, 2, 3, 1).numpy()
+        size = 3 * SIDE * SIDE
+        threshold = ((np.arange(size) + 0.5) / size).reshape(SIDE, SIDE, 3)
+        return np.floor(level + threshold).astype(np.uint8)
+
+    def encode_images(self, images: np.ndarray) -> Float[Tensor, "batch channel height width"]:
+        """Clean scalars of images.
+
+        Args:
+            images: uint8 `[B, H, W, 3]`.
+
+        Returns:
+            Scalars `[B, 1, 1, 1]`.
+        """
+        return torch.from_numpy(scalars(images)).float().view(-1, 1, 1, 1)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """A snapshot of the network.
+
+        Returns:
+            Name to tensor; copies.
+        """
+        return {name: value.detach().clone() for name, value in self.denoiser.state_dict().items()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Take over a snapshot.
+
+        Args:
+            state: what `trainable_state` returned.
+        """
+        self.denoiser.load_state_dict(state)
+
+    def frozen_copy(self) -> MixturePolicy:
+        """The reference: a copy without gradient.
+
+        Returns:
+            A policy of its own nfe count.
+        """
+        other = copy.copy(self)
+        other.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+        other.nfe = 0
+        return other
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network's weights; there is no diffusers pipeline of scalars.
+
+        Args:
+            folder: where to; made if it is not there.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.trainable_state(), Path(folder) / "denoiser.safetensors")
+
+
+def scalars(images: np.ndarray) -> Float[np.ndarray, " image"]:
+    """The scalars that images show, from their mean brightness.
+
+    Args:
+        images: uint8 `[N, H, W, 3]`.
+
+    Returns:
+        float64.
+    """
+    return images.mean(axis=(1, 2, 3), dtype=np.float64) / 255 * (2 * LIMIT) - LIMIT
+
+
+def linear_reward(images: np.ndarray, prompts: Sequence[str]) -> Scores:
+    """The reward `r(x) = x`, read off the image; the same for all prompts.
+
+    Args:
+        images: uint8 `[N, H, W, 3]`.
+        prompts: one an image.
+
+    Returns:
+        Their scores.
+    """
+    del prompts
+    return Scores(scalars(images).astype(np.float32))
