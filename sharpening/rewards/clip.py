@@ -142,7 +142,7 @@ class ClipScorer:
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need as many prompts, not {len(prompts)}")
         text = np.stack([self._text(prompt) for prompt in prompts])
-        features = self._features(self._preprocess(256.0 * images.to(self._device, torch.float32)))
+        features = self._features(self._preprocess(255.0 * images.to(self._device, torch.float32)))
         return features, torch.from_numpy(text).to(features)
 
     def _features(self, pixels: Tensor) -> Tensor:
