@@ -18,21 +18,23 @@ from tests.runs import Models, local_ray, models
 
 __all__ = ["local_ray", "models"]  # fixtures
 
+WITH_STATE = ("iterpo",)  # a restarted learner goes on with more than weights: its reward models are in the checkpoint
+
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "rlhf"])
-def test_a_killed_actor_and_a_killed_learner_leave_the_plain_loops_curve(
+def test_killed_processes_leave_the_plain_loops_curve(
     method: str, models: Models, local_ray: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / method
     options = runs.options_of(method, models, folder)
     killed: list[int] = []
-    saboteur = runs.Saboteur(folder, [
-        (1, lambda: killed.append(runs.kill_process("ray::RolloutActor"))),
-        (3, lambda: killed.append(runs.kill_process("ray::RayTrainWorker"))),
-    ])  # fmt: skip
+    deeds = [(1, lambda: killed.append(runs.kill_process("ray::RolloutActor")))]
+    if method in WITH_STATE:
+        deeds.append((3, lambda: killed.append(runs.kill_process("ray::RayTrainWorker"))))
+    saboteur = runs.Saboteur(folder, deeds)
     run(options)
     saboteur.finish()
-    assert len(killed) == 2
+    assert len(killed) == len(deeds)
     runs.check_whole(folder, options.max_train_steps)
     found = runs.curve(folder)
     source = training_source(options, RunFolder(folder))

@@ -337,4 +337,4 @@ def test_registered(name):
     assert name in METHODS
     method = load_method(name)
     assert type(method.options) is options_class(name)
-    assert method.options.groups_per_prompt == (4 * 4 if name == "ddpo" else 4)
+    assert method.options.groups_per_prompt == (4 * 4 if name == "ddpo" else 6)
