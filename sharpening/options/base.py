@@ -53,7 +53,6 @@ class MethodOptions:
         training: the training options it was tuned with.
         data: the kind of training example it learns from.
         rewarded: whether it learns from a reward.
-        guided_loss: whether its prediction inside the loss stands under `guidance_scale` too.
     """
 
     rollout_steps: int = described(12, "sampler steps of a rollout", "denoising steps", "T", ge=1)

@@ -11,7 +11,7 @@ from sharpening.options.training import TrainingOptions
 
 @dataclass(frozen=True)
 class DPOOptions(MethodOptions):
-    """Options of Diffusion-DPO.
+    """Options of Diffusion-DPO. The defaults are the setting that worked on the embedded world.
 
     Attributes:
         beta: β, strength of the pull to the reference; errors are per-element means.
@@ -20,17 +20,19 @@ class DPOOptions(MethodOptions):
         snr_gamma: γ of the weights ω_t = min(SNR, γ) / SNR of the errors (0: all weigh the same).
     """
 
-    beta: float = described(5000.0, "strength of the pull to the reference", "1 / mean squared error", "β", gt=0)
+    beta: float = described(
+        400.0, "strength of the pull to the reference (published for SDXL: 5000)", "1 / mean squared error", "β", gt=0
+    )
     timesteps_per_pair: int = described(
         4, "timesteps at which every pair is noised and learnt", "timesteps a pair", "K", ge=1
     )
     snr_gamma: float = described(
-        0.0, "weighs timesteps by min(SNR, γ) / SNR in the loss; 0: equally, as published", "signal-to-noise ratio",
+        1.0, "weighs timesteps by min(SNR, γ) / SNR in the loss; 0: equally, as published", "signal-to-noise ratio",
         "ω_t", ge=0,
     )  # fmt: skip
 
     about: ClassVar[str] = "Diffusion-DPO on preference pairs (arXiv 2311.12908, Eq. 14)"
-    training: ClassVar[TrainingOptions] = TrainingOptions()
+    training: ClassVar[TrainingOptions] = TrainingOptions(updates=40, learning_rate=6e-5, lr_warmup_steps=4)
     data: ClassVar[Kind] = "pairs"
     rewarded: ClassVar[bool] = False
 

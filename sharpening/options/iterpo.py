@@ -43,4 +43,4 @@ class IterPOOptions(MethodOptions):
     round_steps: int = described(50, "optimiser steps that retrain the reward models", "optimiser steps", ge=1)
 
     about: ClassVar[str] = "IterPO, reward feedback through the last steps' clean estimate (arXiv 2410.07171)"
-    training: ClassVar[TrainingOptions] = TrainingOptions(train_batch_size=24)
+    training: ClassVar[TrainingOptions] = TrainingOptions(updates=36, learning_rate=6e-5, train_batch_size=24)

@@ -33,7 +33,7 @@ class StandardOptions(MethodOptions):
     )  # fmt: skip
 
     about: ClassVar[str] = "standard fine-tuning, the noise regression of DDPM (arXiv 2006.11239, Eq. 14) on images"
-    training: ClassVar[TrainingOptions] = TrainingOptions()
+    training: ClassVar[TrainingOptions] = TrainingOptions(updates=80, learning_rate=2e-4, lr_warmup_steps=4)
     data: ClassVar[Kind] = "images"
     rewarded: ClassVar[bool] = False
 

@@ -20,8 +20,9 @@ def start(models: Models, folder: Path, home: Path) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
     kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, str(runs.ROOT / "rayjobs" / "compare.py"), "--quick", "--methods", "standard", "--searches",
-         "random", "--steps", "3", "--pretrained_model_name_or_path", str(models.pipeline), "--output_dir", str(folder)],
+        [sys.executable, str(runs.ROOT / "rayjobs" / "compare.py"), "--quick", "--methods", "standard",
+         "--searches", "random", "--steps", "3", "--pretrained_model_name_or_path", str(models.pipeline),
+         "--output_dir", str(folder)],
         cwd=runs.ROOT, env=kept | {"HOME": str(home)}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
