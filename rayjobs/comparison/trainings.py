@@ -81,7 +81,7 @@ class Trainings:
         folder = self.folder(training)
         if not self.done(training):
             values = self._values(training) | {"max_train_steps": self.updates(training)}
-            self._run(folder, training.method, values)
+            self._run(folder, training.method, values | short_warmup(options_class(training.method)(**values)))
         return folder
 
     def updates(self, training: Training) -> int:
@@ -109,7 +109,8 @@ class Trainings:
 
         folder = self._folder / "calibration" / training.system
         if not (folder / SUMMARY).exists():
-            self._run(folder, training.method, self._values(training) | {"max_train_steps": CALIBRATION_UPDATES})
+            values = self._values(training) | {"max_train_steps": CALIBRATION_UPDATES}
+            self._run(folder, training.method, values | {"lr_scheduler": "constant", "lr_warmup_steps": 0})
         seconds = [row["seconds"] for row in read_metrics(folder)][1:]
         return {"update": median(seconds), "before": self.seconds_before(folder, training.method)}
 
@@ -167,6 +168,22 @@ class Trainings:
                 process.wait()
         if process.returncode:
             raise RunStopped(f"training {folder.name} ended with exit code {process.returncode}: {last}")
+
+
+def short_warmup(options: JobOptions) -> dict[str, Any]:
+    """A warm-up that leaves most of a short run, where the method's own was made for a longer one.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        The options that change; none where the warm-up fits.
+    """
+    if 2 * options.lr_warmup_steps <= options.max_train_steps:
+        return {}
+    warmup = options.max_train_steps // 4
+    constant = options.lr_scheduler == "constant_with_warmup" and not warmup
+    return {"lr_warmup_steps": warmup} | ({"lr_scheduler": "constant"} if constant else {})
 
 
 def shrunk(options: JobOptions, prompts: int) -> dict[str, Any]:

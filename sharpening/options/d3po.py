@@ -29,7 +29,9 @@ class D3POOptions(StochasticOptions):
     )
 
     about: ClassVar[str] = "D3PO: preferences over the sampler's steps (arXiv 2311.13231)"
-    training: ClassVar[TrainingOptions] = TrainingOptions(updates=14, learning_rate=6e-5, lr_warmup_steps=2)
+    training: ClassVar[TrainingOptions] = TrainingOptions(
+        updates=14, train_batch_size=24, learning_rate=6e-5, lr_warmup_steps=2
+    )
 
     @property
     def groups_per_prompt(self) -> int:

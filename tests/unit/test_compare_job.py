@@ -9,7 +9,7 @@ from rayjobs.command_line import read
 from rayjobs.comparison.options import CompareOptions
 from rayjobs.comparison.reporting import sweep_system
 from rayjobs.comparison.run import Comparison
-from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings, shrunk
+from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings, short_warmup, shrunk
 from rayjobs.errors import OptionError
 from rayjobs.options import options_class
 from sharpening.methods import METHODS
@@ -98,6 +98,15 @@ def test_smaller_updates_fit_their_batches(method: str) -> None:
     assert small.groups_per_update % (small.train_batch_size * small.inner_steps) == 0
     whole = model()
     assert whole.groups_per_update % (whole.train_batch_size * whole.inner_steps) == 0  # and so do the defaults
+
+
+def test_a_warm_up_leaves_most_of_a_short_run() -> None:
+    model = options_class("rlhf")
+    whole = model(lr_scheduler="cosine", lr_warmup_steps=4, max_train_steps=8)
+    assert short_warmup(whole) == {}
+    assert short_warmup(whole.model_copy(update={"max_train_steps": 4})) == {"lr_warmup_steps": 1}
+    tiny = model(lr_scheduler="constant_with_warmup", lr_warmup_steps=4, max_train_steps=2)
+    assert short_warmup(tiny) == {"lr_warmup_steps": 0, "lr_scheduler": "constant"}
 
 
 def test_one_branch_is_the_papers() -> None:
