@@ -58,7 +58,7 @@ def train_in_process(
         weight_decay=options.adam_weight_decay,
     )
     stream = Stream(len(source), options.seed, options.prompts_per_update)
-    history, state = [], b""
+    history, state, spent = [], b"", 0
     for update in range(options.updates):
         begin = time.perf_counter()
         slots = round_slots(method, update, options.updates)
@@ -66,7 +66,8 @@ def train_in_process(
             assert isinstance(method, InRounds)
             batch = source.batch([stream.index(update, slot) for slot in slots])
             seeds = Seeds(options.seed, update, slots)
-            state = method.begin_round(policy, reference, score, batch, seeds, state).state
+            made = method.begin_round(policy, reference, score, batch, seeds, state)
+            state, spent = made.state, made.nfe
             method.take(state)
         experience = _collect(policy, reference, method, score, source, stream, options, update)
         learning = time.perf_counter()
@@ -79,10 +80,11 @@ def train_in_process(
         metrics |= {
             "seconds_learn": end - learning,
             "seconds": end - begin,
-            "nfe": float(experience.nfe),
+            "nfe": float(experience.nfe + spent),
             "images_scored": float(experience.images_scored),
             "dropped": float(len(experience.dropped)),
         }
+        spent = 0
         history.append(metrics)
         if on_update is not None:
             on_update(update, metrics)

@@ -14,6 +14,7 @@ from rayjobs.comparison.results import Store
 from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
 from rayjobs.runtime.evaluation import choose
+from rayjobs.runtime.training_data import PAIRS
 from sharpening.evaluation.comparison.records import SystemCost
 
 BATCH = 24  # images a task
@@ -102,7 +103,8 @@ class Measurement:
             return SystemCost(system, seed, "base", 0, 0.0, 0.0, nfe, seconds, 0, 0)
         folder = self._trainings.folder(training)
         summary, cost = (_read(folder / name) for name in (SUMMARY, COST))
-        before = self._trainings.seconds_before(folder, training.method)
+        pairs = (folder / PAIRS).exists()  # a round's time is part of its update's
+        before = self._trainings.seconds_before(folder) if pairs else 0.0
         stages = {
             k: v for k, v in cost["seconds"].items() if not k.startswith("evaluate") and k not in ("wall", "wait")
         }

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rayjobs.comparison.options import CompareOptions
 from rayjobs.errors import RunStopped
 from rayjobs.options import JobOptions, options_class
 from rayjobs.runtime import checkpoints
+from rayjobs.runtime.training_data import PAIRS
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION_UPDATES = 4  # the first one pays for starting up and is not counted
@@ -104,7 +104,7 @@ class Trainings:
         return max(1, int((self._options.train_seconds - found["before"]) / found["update"]))
 
     def _calibrate(self, training: Training) -> dict[str, float]:
-        """Seconds of an update, and of what comes before the first one (pairs that are ranked)."""
+        """Seconds of an update (of the quickest: a round may begin with the others), and of what comes beside them."""
         from sharpening.evaluation.metrics import read_metrics
 
         folder = self._folder / "calibration" / training.system
@@ -112,21 +112,20 @@ class Trainings:
             values = self._values(training) | {"max_train_steps": CALIBRATION_UPDATES}
             self._run(folder, training.method, values | {"lr_scheduler": "constant", "lr_warmup_steps": 0})
         seconds = [row["seconds"] for row in read_metrics(folder)][1:]
-        return {"update": median(seconds), "before": self.seconds_before(folder, training.method)}
+        return {"update": min(seconds), "before": self.seconds_before(folder)}
 
-    def seconds_before(self, folder: Path, method: str) -> float:
-        """Wall seconds that a run spent on training before its first update: the ranking of pairs.
+    def seconds_before(self, folder: Path) -> float:
+        """Wall seconds that a run spent on ranking images: before its first update, or where a round began.
 
         Args:
             folder: The run folder.
-            method: Its method.
 
         Returns:
-            Seconds; rankers work side by side.
+            Seconds. Pairs of a whole run are ranked by all actors side by side, those of a round by one.
         """
         spent = json.loads((folder / COST).read_text(encoding="utf-8"))["seconds"]
-        actors = options_class(method).model_fields["num_rollout_actors"].default
-        return float(sum(value for stage, value in spent.items() if stage.startswith("rank_")) / actors)
+        side_by_side = JobOptions.model_fields["num_rollout_actors"].default if (folder / PAIRS).exists() else 1
+        return float(sum(value for stage, value in spent.items() if stage.startswith("rank_")) / side_by_side)
 
     def _values(self, training: Training) -> dict[str, Any]:
         """The run's options."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy.stats import norm
 from sharpening.data.source import Batch, Kind, PromptSource, Source
 from sharpening.loop import train_in_process
 from sharpening.methods import load_method
-from sharpening.mixture.law import Shape, World, default_world, distance, shape
+from sharpening.mixture.law import Shape, World, distance, shape
 from sharpening.mixture.policy import MixturePolicy, linear_reward, scalars
 from sharpening.options import MethodOptions, SharpeningOptions, TrainingOptions
 from sharpening.options.ddpo import DDPOOptions
@@ -26,6 +27,8 @@ from sharpening.seeds import generator
 
 Draws = dict[str, Float[np.ndarray, " sample"]]
 """Samples by prompt."""
+Watch = Callable[[int, MixturePolicy], None]
+"""Called after each update with the number of updates so far."""
 
 STEPS = 20
 """Sampler steps, in training, in searches and in every measurement."""
@@ -42,7 +45,9 @@ DDPO = DDPOOptions(rollout_steps=STEPS, branches=4, timesteps_per_rollout=10, no
 SFT = SFTOptions(rollout_steps=STEPS, branches=4)
 
 
-def _training(updates: int, prompts: int, learning_rate: float, scheduler: str = "cosine") -> TrainingOptions:
+def _training(
+    updates: int, prompts: int, learning_rate: float, scheduler: Literal["constant", "cosine"] = "cosine"
+) -> TrainingOptions:
     """Updates whose whole experience is one batch."""
     return TrainingOptions(
         updates=updates,
@@ -50,7 +55,7 @@ def _training(updates: int, prompts: int, learning_rate: float, scheduler: str =
         rollout_batch_size=prompts,
         train_batch_size=100_000,
         learning_rate=learning_rate,
-        lr_scheduler=scheduler,  # type: ignore[arg-type]
+        lr_scheduler=scheduler,
     )
 
 
@@ -118,10 +123,17 @@ def draw(policy: MixturePolicy, count: int = 1000, steps: int = STEPS) -> Draws:
 
 
 def _trained(
-    name: str, options: MethodOptions, training: TrainingOptions, world: World, score: ScoreFn, source: Source
+    name: str,
+    options: MethodOptions,
+    training: TrainingOptions,
+    world: World,
+    score: ScoreFn,
+    source: Source,
+    watch: Watch | None = None,
 ) -> MixturePolicy:
-    policy = MixturePolicy(world)
-    train_in_process(policy, load_method(name, options), score, source, training)
+    policy, method = MixturePolicy(world), load_method(name, options)
+    after = None if watch is None else lambda update, _: watch(update + 1, policy)
+    train_in_process(policy, method, score, source, training, after)
     return policy
 
 
@@ -129,37 +141,39 @@ def _prompts(world: World) -> PromptSource:
     return PromptSource(world.prompts * 64)
 
 
-def sharpened(world: World, score: ScoreFn = linear_reward, updates: int = 100) -> MixturePolicy:
+def sharpened(
+    world: World, score: ScoreFn = linear_reward, updates: int = 100, watch: Watch | None = None
+) -> MixturePolicy:
     """RLHF sharpening.
 
     Args:
         world: the base laws.
         score: the reward.
         updates: of 64 prompts.
+        watch: looks on.
 
     Returns:
         The trained policy.
     """
-    return _trained("rlhf", SHARPENING, _training(updates, 64, 1e-3), world, score, _prompts(world))
+    return _trained("rlhf", SHARPENING, _training(updates, 64, 1e-3), world, score, _prompts(world), watch)
 
 
-def ddpo(world: World, score: ScoreFn = linear_reward, updates: int = 70) -> MixturePolicy:
-    """DDPO, which nothing holds back: it is stopped when its reward is about that of p*.
+def ddpo(world: World, score: ScoreFn = linear_reward, updates: int = 64, watch: Watch | None = None) -> MixturePolicy:
+    """DDPO, which nothing holds back: by default it stops where its reward is about that of p*.
 
     Args:
         world: the base laws.
         score: the reward.
         updates: of 32 prompts.
+        watch: looks on.
 
     Returns:
         The trained policy.
     """
-    return _trained("ddpo", DDPO, _training(updates, 32, 3e-4, "constant"), world, score, _prompts(world))
+    return _trained("ddpo", DDPO, _training(updates, 32, 3e-4, "constant"), world, score, _prompts(world), watch)
 
 
-def sft(
-    world: World, score: ScoreFn = linear_reward, updates: int = 100, options: SFTOptions = SFT
-) -> MixturePolicy:
+def sft(world: World, score: ScoreFn = linear_reward, updates: int = 100, options: SFTOptions = SFT) -> MixturePolicy:
     """SFT sharpening on images of the base laws.
 
     Args:
@@ -196,9 +210,7 @@ class Recorder:
         return self._score(images, prompts)
 
 
-def _search(
-    world: World, name: str, budget: int, runs: int, score: ScoreFn, **options: object
-) -> tuple[Draws, Draws]:
+def _search(world: World, name: str, budget: int, runs: int, score: ScoreFn, **options: object) -> tuple[Draws, Draws]:
     """What a search returns, and what it scored last, from `runs` independent runs of each prompt."""
     prompts, recorder = [c for c in world.prompts for _ in range(runs)], Recorder(score)
     seeds = SearchSeeds(0, tuple(range(len(prompts))))
@@ -293,17 +305,16 @@ class Measured:
     tilt_shapes: dict[str, Shape]
 
 
-def measure(draws: Draws, world: World | None = None) -> Measured:
+def measure(draws: Draws, world: World) -> Measured:
     """Hold samples against the closed form.
 
     Args:
         draws: samples by prompt.
-        world: the base laws; None means the default world.
+        world: the base laws.
 
     Returns:
         The figures.
     """
-    world = world or default_world()
     reward = float(np.mean([x.mean() for x in draws.values()]))
     slope = world.tilt_to(reward)
     optimum, tilt = world.tilt(SLOPE), world.tilt(slope)
@@ -315,3 +326,25 @@ def measure(draws: Draws, world: World | None = None) -> Measured:
         shapes={c: shape(x) for c, x in draws.items()},
         tilt_shapes={c: shape(law.quantiles(4000)) for c, law in tilt.laws.items()},
     )
+
+
+def curve(train: Callable[..., MixturePolicy], world: World, updates: int, every: int = 10) -> dict[int, float]:
+    """Distance to p* during training.
+
+    Args:
+        train: `sharpened` or `ddpo`.
+        world: the base laws.
+        updates: how long.
+        every: updates between two measurements.
+
+    Returns:
+        Mean distance over prompts by number of updates.
+    """
+    found = {0: measure(draw(MixturePolicy(world)), world).to_optimum}
+
+    def watch(update: int, policy: MixturePolicy) -> None:
+        if update % every == 0:
+            found[update] = measure(draw(policy), world).to_optimum
+
+    train(world, updates=updates, watch=watch)
+    return found

@@ -200,10 +200,11 @@ def shape(samples: Float[Array, " sample"]) -> Shape:
     """Measure the halves of samples.
 
     Args:
-        samples: evenly weighted; some on either side of 0.
+        samples: evenly weighted.
 
     Returns:
-        Their shape. Of a law's quantiles it is the law's.
+        Their shape; the width of an empty half is NaN. Of a law's quantiles it is the law's.
     """
     above = samples > 0
-    return Shape(float(above.mean()), float(samples[~above].std()), float(samples[above].std()))
+    widths = [float(half.std()) if len(half) else np.nan for half in (samples[~above], samples[above])]
+    return Shape(float(above.mean()), *widths)

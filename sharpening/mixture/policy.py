@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,15 +28,16 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "prediction_type": "v_prediction",
 }
-"""Cosine noise levels, whose noisy end has no signal left. The velocity is of order 1 at every level, where ε or x_0 alone would blow errors up at one end."""
+"""Cosine noise levels, whose noisy end has no signal left. The velocity is of order 1 at every level; an error of ε
+would be blown up at the noisy end, and one of x_0 at the clean end."""
 
 
 class MixtureDenoiser(nn.Module):
     """Velocity `v = α_t ε − σ_t x_0`: the exact one of the world, plus a small network that starts at zero.
 
-    Under `x_t = α x_0 + σ ε` component k of a mixture gives `x_t ~ N(α μ_k, α² s_k² + σ²)`, which are the weights ρ_k of
-    the posterior, and `E[x_0 | x_t, k] = μ_k + α s_k² (x_t − α μ_k) / (α² s_k² + σ²)`. Their sum `E[x_0 | x_t]` is the
-    optimal denoiser.
+    Under `x_t = α x_0 + σ ε` component k of a mixture gives `x_t ~ N(α μ_k, α² s_k² + σ²)`, hence its posterior
+    probability ρ_k, and `E[x_0 | x_t, k] = μ_k + α s_k² (x_t − α μ_k) / (α² s_k² + σ²)`. Their sum under ρ is
+    `E[x_0 | x_t]`, the optimal denoiser.
     """
 
     table: Tensor
@@ -69,21 +69,14 @@ class MixtureDenoiser(nn.Module):
             "sigmas": schedule.sigma(t),
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
-        self.correction = nn.Sequential(
-            nn.Linear(3 + prompts, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
-        )
-        for place in (0, 2):
-            self._draw(self.correction[place], place)
-        nn.init.zeros_(self.correction[-1].weight)
-        nn.init.zeros_(self.correction[-1].bias)
-
-    @staticmethod
-    def _draw(layer: nn.Module, place: int) -> None:
-        """Fixed first weights, so that no run depends on torch's global generator."""
-        assert isinstance(layer, nn.Linear)
-        generator = torch.Generator().manual_seed(place)
-        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-        nn.init.uniform_(layer.bias, -1, 1, generator=generator)
+        first, second, last = nn.Linear(3 + prompts, width), nn.Linear(width, width), nn.Linear(width, 1)
+        generator = torch.Generator().manual_seed(0)  # no run depends on torch's global one
+        for layer in (first, second):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.uniform_(layer.bias, -1, 1, generator=generator)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.correction = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
 
     def forward(
         self,
@@ -206,7 +199,7 @@ class MixturePolicy:
         return self.denoiser(x_t, t, condition.pooled)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(level(t).float().view(-1, 1, 1, 1) for level in (self.schedule.alpha, self.schedule.sigma))
+        return self.schedule.alpha(t).float().view(-1, 1, 1, 1), self.schedule.sigma(t).float().view(-1, 1, 1, 1)
 
     def add_noise(
         self,

@@ -98,7 +98,7 @@ def _fits(things: tuple[Thing, ...], claims: Claims) -> bool:
     return True
 
 
-def _other_attribute(scene: Scene, rng: np.random.Generator) -> Scene:
+def _other_attribute(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """A colour, shape or texture swapped between the things, or another one on one of them."""
     kind = str(rng.choice(list(_VALUES)))
     values = [getattr(thing, kind) for thing in scene.things]
@@ -107,7 +107,9 @@ def _other_attribute(scene: Scene, rng: np.random.Generator) -> Scene:
     else:
         i = int(rng.integers(len(values)))
         values[i] = str(rng.choice([value for value in _VALUES[kind] if value != values[i]]))
-    things = (dataclasses.replace(thing, **{kind: v}) for thing, v in zip(scene.things, values, strict=True))
+    things = [dataclasses.replace(thing, **{kind: v}) for thing, v in zip(scene.things, values, strict=True)]
+    if {thing.binding for thing in things} == {thing.binding for thing in scene.things}:
+        return None  # the things have but changed places
     return dataclasses.replace(scene, things=tuple(things))
 
 

@@ -87,7 +87,9 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     (folder / SUMMARY).write_text("{}")
     assert trainings.train(training) == folder  # or it would have started a job
     (folder / COST).write_text(json.dumps({"seconds": {"rank_generate": 6.0, "rank_reward": 2.0, "learn": 9.0}}))
-    assert trainings.seconds_before(folder, "rlhf") == pytest.approx(4.0)  # two actors side by side
+    assert trainings.seconds_before(folder) == pytest.approx(8.0)  # one actor makes a round
+    (folder / "pairs.parquet").write_bytes(b"")
+    assert trainings.seconds_before(folder) == pytest.approx(4.0)  # two actors side by side
 
 
 @pytest.mark.parametrize("method", list(METHODS))

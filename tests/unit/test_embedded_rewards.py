@@ -199,7 +199,7 @@ def test_shipped_compositional_heads_rank_fresh_renders(reader: FeatureReader, n
 
 def test_shipped_aesthetic_and_preference_heads_rank_degraded_pictures(reader: FeatureReader) -> None:
     vae = AutoencoderKL.from_pretrained(pipeline_folder() / "vae").eval()
-    drawn = ranked_degradations(150, np.random.default_rng(123), excluded_prompts(), vae)
+    drawn = ranked_degradations(120, np.random.default_rng(123), excluded_prompts(), vae)
     pairs = read_preferences(reader, drawn.images, drawn.prompts, drawn.pairs)
     heads = load_heads(heads_folder(), ["aesthetic", "preference"], clip_folder())
     assert accuracy(heads["aesthetic"], pairs) > 0.93
@@ -207,7 +207,7 @@ def test_shipped_aesthetic_and_preference_heads_rank_degraded_pictures(reader: F
 
 
 def test_clean_and_true_scores_one_and_its_rival_nought() -> None:
-    drawn = ranked_renders("attribute", 150, np.random.default_rng(124), excluded_prompts())
+    drawn = ranked_renders("attribute", 80, np.random.default_rng(124), excluded_prompts())
     better, worse, captions = (list(column) for column in zip(*drawn.pairs, strict=True))
     scorer = AttributeScorer()
     prompts = [drawn.prompts[row] for row in captions]
