@@ -22,6 +22,10 @@ if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported; left alone, 
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
+# Ray's workers are nice by default, so that on a machine that does anything else they starve, and tests with them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 def build_tokenizer(model_max_length: int = 16):  # noqa: ANN201
     """A CLIP tokenizer that knows letters only, so it needs no file."""
     from transformers import CLIPTokenizer

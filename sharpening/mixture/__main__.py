@@ -79,7 +79,7 @@ def main() -> None:
         systems[name] = system(world)
         print(row(name, measure(systems[name], world)), flush=True)
     print(row("p*", measure({c: law.quantiles(4000) for c, law in world.tilt(SLOPE).laws.items()}, world)))
-    curves = {"RLHF sharpening": curve(sharpened, world, 130), "DDPO": curve(ddpo, world, 100)}
+    curves = {"RLHF sharpening": curve(sharpened, world, 120), "DDPO": curve(ddpo, world, 80)}
     _print_lines("W1 to p* after updates", curves)
     searches: dict[str, tuple[Callable[[World, int], Draws], tuple[int, ...]]] = {
         "FK steering, its particles": (particles, (1, 2, 4, 8, 16, 32, 64)),

@@ -158,7 +158,7 @@ def sharpened(
     return _trained("rlhf", SHARPENING, _training(updates, 64, 1e-3), world, score, _prompts(world), watch)
 
 
-def ddpo(world: World, score: ScoreFn = linear_reward, updates: int = 64, watch: Watch | None = None) -> MixturePolicy:
+def ddpo(world: World, score: ScoreFn = linear_reward, updates: int = 50, watch: Watch | None = None) -> MixturePolicy:
     """DDPO, which nothing holds back: by default it stops where its reward is about that of p*.
 
     Args:

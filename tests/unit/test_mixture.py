@@ -20,7 +20,7 @@ from sharpening.mixture.experiments import (
     sft,
     sharpened,
 )
-from sharpening.mixture.law import Mixture, default_world, distance, shape
+from sharpening.mixture.law import Mixture, World, default_world, distance, shape
 from sharpening.mixture.policy import LIMIT, SCHEDULER, MixturePolicy, linear_reward, scalars
 from sharpening.options.sft import SFTOptions
 from sharpening.path_integral import select
@@ -121,7 +121,7 @@ def test_denoiser_is_the_posterior_mean():
 def test_no_prompt_is_the_even_mixture_of_prompts():
     policy = MixturePolicy(WORLD)
     even = Mixture(np.array([0.65, 0.35]), np.array([-1.0, 1.0]), np.array([0.5, 0.5]))
-    other = MixturePolicy(type(WORLD)({"even": even}))
+    other = MixturePolicy(World({"even": even}))
     x_t, t = latents([-0.5, 0.7]), torch.tensor([300, 700])
     found = policy.predict(x_t, t, policy.uncondition(2)).x0
     assert torch.allclose(found, other.predict(x_t, t, other.encode(["even"] * 2)).x0, atol=1e-6)
@@ -187,7 +187,7 @@ def test_the_optimal_denoiser_draws_the_optimum():
 
 
 def test_the_surrogate_is_the_log_ratio():
-    """`−½ ∫ E_ε[e_θ − e_ref] d log SNR = log p*(x)/p(x)` for exact denoisers: what Eq. 11 approximates by one (t, ε)."""
+    """`−½ ∫ E_ε[e_θ − e_ref] d log SNR = log p*(x)/p(x)` for exact denoisers, which Eq. 11 takes at one (t, ε)."""
     base, tilted = MixturePolicy(WORLD), MixturePolicy(WORLD.tilt(SLOPE))
     law, optimum = WORLD.laws["left"], WORLD.tilt(SLOPE).laws["left"]
     eps = latents(norm.ppf((np.arange(64) + 0.5) / 64))
@@ -210,38 +210,50 @@ def test_the_surrogate_is_the_log_ratio():
 # -- what moves it -----------------------------------------------------------------------------------------------------
 
 
-def check_tilted(found, draws):
-    """Most of the way to p*, and there the shape of a tilt: not of a collapse, nor of laws that were merely shifted."""
+def check_tilted(draws):
+    """Most of the way to p*, and there the shape of a tilt: not of a collapse, nor of laws that were merely shifted.
+
+    Seen over three seeds of sharpening: reward .57–.63, distances .26–.28 and .19–.22, shares off by up to .10, widths
+    by up to .18, the prompts' own κ .78 and .87. DDPO: .72, .24, .23, .07, .18, .92 and .95.
+    """
+    found = measure(draws, WORLD)
     assert found.reward > 0.45  # base: −.30; p*: .78
-    assert found.to_optimum < 0.38  # base: 1.08
-    assert found.to_tilt < 0.3
+    assert found.to_optimum < 0.36  # base: 1.08
+    assert found.to_tilt < 0.28
     moved = [distance(x, shifted(WORLD.laws[c], x.mean() - WORLD.laws[c].mean)) for c, x in draws.items()]
     assert found.to_tilt < np.mean(moved)
     for prompt, seen in found.shapes.items():
         expected = found.tilt_shapes[prompt]
         assert seen.upper == pytest.approx(expected.upper, abs=0.13)
-        assert seen.lower_width == pytest.approx(expected.lower_width, abs=0.18)
-        assert seen.upper_width == pytest.approx(expected.upper_width, abs=0.18)
-    own = [type(WORLD)({c: WORLD.laws[c]}).tilt_to(x.mean()) for c, x in draws.items()]
-    assert own[0] == pytest.approx(own[1], rel=0.25)  # p* tilts both prompts by the same κ
+        assert seen.lower_width == pytest.approx(expected.lower_width, abs=0.22)
+        assert seen.upper_width == pytest.approx(expected.upper_width, abs=0.22)
+    own = [World({c: WORLD.laws[c]}).tilt_to(x.mean()) for c, x in draws.items()]
+    assert own[0] == pytest.approx(own[1], rel=0.25)  # p* tilts all prompts by the same κ
+    return found
+
+
+def drawn_at(train, *updates):
+    """Samples after some numbers of updates of one run, the last of which ends it."""
+    found = {}
+
+    def watch(update, policy):
+        if update in updates:
+            found[update] = draw(policy)
+
+    train(WORLD, updates=updates[-1], watch=watch)
+    return [found[update] for update in updates]
 
 
 def test_sharpening_moves_to_the_optimum_and_stays():
-    stations = {}
-
-    def watch(update, policy):
-        if update in (50, 100):
-            stations[update] = draw(policy)
-
-    sharpened(WORLD, watch=watch)
-    check_tilted(measure(stations[100], WORLD), stations[100])
-    slopes = [measure(draws, WORLD).slope for draws in stations.values()]
-    assert slopes[1] == pytest.approx(slopes[0], abs=0.3)
+    early, late = drawn_at(sharpened, 50, 100)
+    assert measure(early, WORLD).slope == pytest.approx(check_tilted(late).slope, abs=0.25)
 
 
 def test_ddpo_passes_the_optimum():
-    draws = draw(ddpo(WORLD))
-    check_tilted(measure(draws, WORLD), draws)
+    """It has no pull to the reference: its shape is a tilt's on the way, and it goes on."""
+    near, beyond = drawn_at(ddpo, 50, 70)
+    assert measure(beyond, WORLD).to_optimum > check_tilted(near).to_optimum + 0.1
+    assert measure(beyond, WORLD).reward > WORLD.tilt(SLOPE).mean + 0.3
 
 
 def test_sft_sharpening_learns_to_remove_the_noise_it_liked():
@@ -249,10 +261,8 @@ def test_sft_sharpening_learns_to_remove_the_noise_it_liked():
 
     With one branch, nothing chosen, it stays where it is.
     """
-    plain, chosen = (
-        measure(draw(sft(WORLD, updates=60, options=o)), WORLD)
-        for o in (SFTOptions(rollout_steps=SFT.rollout_steps, branches=1), SFT)
-    )
+    nothing_chosen = SFTOptions(rollout_steps=SFT.rollout_steps, branches=1)
+    plain, chosen = (measure(draw(sft(WORLD, updates=60, options=options)), WORLD) for options in (nothing_chosen, SFT))
     assert plain.reward == pytest.approx(WORLD.mean, abs=0.15)
     assert chosen.reward < plain.reward - 0.5
 
@@ -285,14 +295,12 @@ def test_path_integral_winners_come_nearer_to_the_optimum_with_their_number():
 
 
 def test_best_of_n_has_its_closed_form():
-    """The best of 8 has the distribution function F⁸, and lies beyond p*: a search that returns the best overshoots."""
-    draws = best_of(WORLD, 8, runs=400)
-    u = ((np.arange(4000) + 0.5) / 4000) ** (1 / 8)
-    for prompt, law in WORLD.laws.items():
-        x = np.linspace(-5, 5, 20_000)
-        assert wasserstein_distance(draws[prompt], np.interp(u, law.cdf(x), x)) < 0.12
-    found = measure(draws, WORLD)
-    assert found.reward > WORLD.tilt(SLOPE).mean + 0.2
+    """The best of 8 has the distribution function F⁸, F being the sampler's; it overshoots p* (seen: .04, .05 off)."""
+    draws, sampled = best_of(WORLD, 8, runs=1000), draw(MixturePolicy(WORLD), 4000)
+    u = (np.arange(4000) + 0.5) / 4000
+    for prompt in WORLD.prompts:
+        assert wasserstein_distance(draws[prompt], np.interp(u ** (1 / 8), u, sampled[prompt])) < 0.1
+    assert measure(draws, WORLD).reward > WORLD.tilt(SLOPE).mean + 0.2
 
 
 def test_averaged_noise_gains_reward_and_loses_width():
