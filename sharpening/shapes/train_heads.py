@@ -28,7 +28,7 @@ from sharpening.shapes.scene import held_out
 COMPOSITIONAL = ("attribute", "spatial", "non_spatial")
 TRAINING_PAIRS = {"attribute": 6000, "spatial": 9000, "non_spatial": 6000, "background": 1500, "degraded": 4000}
 """Pairs of pictures of each source; places are the hardest to learn."""
-STEPS = {"aesthetic": 5000, "preference": 2500, "attribute": 1000, "spatial": 5000, "non_spatial": 5000}
+STEPS = {"aesthetic": 5000, "preference": 5000, "attribute": 1000, "spatial": 5000, "non_spatial": 5000}
 """Optimiser steps; attributes are learnt early, and more steps cost accuracy on the base model's samples."""
 TEST_PAIRS = 400
 
