@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sharpening.mixture.experiments import (
+    SHARPENING,
     SLOPE,
     SYSTEMS,
     Draws,
@@ -16,6 +18,7 @@ from sharpening.mixture.experiments import (
     best_of,
     curve,
     ddpo,
+    draw,
     guided,
     measure,
     particles,
@@ -79,8 +82,12 @@ def main() -> None:
         systems[name] = system(world)
         print(row(name, measure(systems[name], world)), flush=True)
     print(row("p*", measure({c: law.quantiles(4000) for c, law in world.tilt(SLOPE).laws.items()}, world)))
-    curves = {"RLHF sharpening": curve(sharpened, world, 120), "DDPO": curve(ddpo, world, 80)}
+    curves = {"RLHF sharpening": curve(sharpened, world, 200, 20), "DDPO": curve(ddpo, world, 80)}
     _print_lines("W1 to p* after updates", curves)
+    print("\n| β of RLHF sharpening | κ | W1 to that tilt |", "|---" * 3 + "|", sep="\n")
+    for beta in (0.625, 1.25, 2.5, 5.0):
+        found = measure(draw(sharpened(world, options=replace(SHARPENING, beta=beta))), world)
+        print(f"| {beta:g} | {found.slope:.2f} | {found.to_tilt:.2f} |", flush=True)
     searches: dict[str, tuple[Callable[[World, int], Draws], tuple[int, ...]]] = {
         "FK steering, its particles": (particles, (1, 2, 4, 8, 16, 32, 64)),
         "random search, the best image": (best_of, (1, 2, 4, 8, 16, 32)),

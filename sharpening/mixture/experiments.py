@@ -36,10 +36,11 @@ SLOPE = 1.0
 """κ = 1/β of the law p* that all are measured against."""
 
 SHARPENING = SharpeningOptions(
-    rollout_steps=STEPS, branches=2, temperature=1.0, beta=1.0, snr_gamma=0.0, timesteps_per_rollout=4
+    rollout_steps=STEPS, branches=2, temperature=1.0, beta=1.25, snr_gamma=0.0, timesteps_per_rollout=4
 )
 """Two branches, the winner drawn with probability `σ((S_1 − S_2)/λ)`: the preferences of Bradley and Terry that DPO
-assumes. Its loss is least where `β (log ratio_1 − log ratio_2) = (S_1 − S_2)/λ`, so that κ = 1/(βλ) = 1 is aimed at."""
+assumes, for which its loss is least at `log ratio = S/(βλ)` plus a constant: a tilt of κ ∝ 1/(βλ). The factor belongs
+to the surrogate of the log ratio; this β was measured to give κ = 1."""
 DDPO = DDPOOptions(rollout_steps=STEPS, branches=4, timesteps_per_rollout=10, noisy_share=1.0, clip_range=0.2)
 """A scalar is one element, so its log-probabilities are sums already and PPO's usual clip range fits."""
 SFT = SFTOptions(rollout_steps=STEPS, branches=4)
@@ -142,7 +143,11 @@ def _prompts(world: World) -> PromptSource:
 
 
 def sharpened(
-    world: World, score: ScoreFn = linear_reward, updates: int = 100, watch: Watch | None = None
+    world: World,
+    score: ScoreFn = linear_reward,
+    updates: int = 200,
+    options: SharpeningOptions = SHARPENING,
+    watch: Watch | None = None,
 ) -> MixturePolicy:
     """RLHF sharpening.
 
@@ -150,12 +155,13 @@ def sharpened(
         world: the base laws.
         score: the reward.
         updates: of 64 prompts.
+        options: the method's options.
         watch: looks on.
 
     Returns:
         The trained policy.
     """
-    return _trained("rlhf", SHARPENING, _training(updates, 64, 1e-3), world, score, _prompts(world), watch)
+    return _trained("rlhf", options, _training(updates, 64, 4e-3), world, score, _prompts(world), watch)
 
 
 def ddpo(world: World, score: ScoreFn = linear_reward, updates: int = 50, watch: Watch | None = None) -> MixturePolicy:

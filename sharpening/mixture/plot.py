@@ -52,11 +52,11 @@ def picture(
     handles, labels = grid[0, 0].get_legend_handles_labels()
     above.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     left, right = below.subplots(1, 2, sharey=True)
-    _lines(left, curves, ((BLUE, ","), (RED, ",")))
+    _lines(left, curves, ((BLUE, ","), (RED, ",")), "upper right")
     left.set_ylabel("Wasserstein-1 distance to p*")
     left.set_xlabel("updates")
     finish_axes(left, "Distance to p* in training")
-    _lines(right, budgets, ((BLUE, "o"), (GREY, "s"), (RED, "D")))
+    _lines(right, budgets, ((BLUE, "o"), (GREY, "s"), (RED, "D")), "upper center")
     right.set_xscale("log", base=2)
     right.set_xticks([2**k for k in range(7)], labels=[str(2**k) for k in range(7)])
     right.set_xlabel("N: particles, images drawn, or noises tried at each step")
@@ -75,8 +75,8 @@ def _histogram(axes: Axes, samples: np.ndarray, law: Mixture) -> None:
     axes.plot(x, law.tilt(SLOPE).density(x), color=RED, linewidth=1.6, label="optimum p*(x | c), β = 1")
 
 
-def _lines(axes: Axes, lines: dict[str, dict[int, float]], styles: Sequence[tuple[str, str]]) -> None:
+def _lines(axes: Axes, lines: dict[str, dict[int, float]], styles: Sequence[tuple[str, str]], legend: str) -> None:
     for (name, points), (colour, marker) in zip(lines.items(), styles, strict=True):
         axes.plot(list(points), list(points.values()), color=colour, marker=marker, markersize=4, label=name)
     axes.set_ylim(0, 1.2)
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.legend(frameon=False, fontsize=9, loc=legend)

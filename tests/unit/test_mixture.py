@@ -1,5 +1,7 @@
 """The world of scalars: its closed form by independent integration, its policy, and what moves it towards p*."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from scipy.stats import norm, wasserstein_distance
 from sharpening import losses
 from sharpening.mixture.experiments import (
     SFT,
+    SHARPENING,
     SLOPE,
     best_of,
     ddpo,
@@ -210,25 +213,18 @@ def test_the_surrogate_is_the_log_ratio():
 # -- what moves it -----------------------------------------------------------------------------------------------------
 
 
-def check_tilted(draws):
-    """Most of the way to p*, and there the shape of a tilt: not of a collapse, nor of laws that were merely shifted.
-
-    Seen over three seeds of sharpening: reward .57–.63, distances .26–.28 and .19–.22, shares off by up to .10, widths
-    by up to .18, the prompts' own κ .78 and .87. DDPO: .72, .24, .23, .07, .18, .92 and .95.
-    """
+def check_shape(draws, share, lower, upper):
+    """Halves within tolerances of those of the tilt with the same mean; nearer to it than to laws merely shifted."""
     found = measure(draws, WORLD)
-    assert found.reward > 0.45  # base: −.30; p*: .78
-    assert found.to_optimum < 0.36  # base: 1.08
-    assert found.to_tilt < 0.28
-    moved = [distance(x, shifted(WORLD.laws[c], x.mean() - WORLD.laws[c].mean)) for c, x in draws.items()]
-    assert found.to_tilt < np.mean(moved)
     for prompt, seen in found.shapes.items():
         expected = found.tilt_shapes[prompt]
-        assert seen.upper == pytest.approx(expected.upper, abs=0.13)
-        assert seen.lower_width == pytest.approx(expected.lower_width, abs=0.22)
-        assert seen.upper_width == pytest.approx(expected.upper_width, abs=0.22)
+        assert seen.upper == pytest.approx(expected.upper, abs=share)
+        assert seen.lower_width == pytest.approx(expected.lower_width, abs=lower)
+        assert seen.upper_width == pytest.approx(expected.upper_width, abs=upper)
+    moved = [distance(x, shifted(WORLD.laws[c], x.mean() - WORLD.laws[c].mean)) for c, x in draws.items()]
+    assert found.to_tilt < np.mean(moved)
     own = [World({c: WORLD.laws[c]}).tilt_to(x.mean()) for c, x in draws.items()]
-    assert own[0] == pytest.approx(own[1], rel=0.25)  # p* tilts all prompts by the same κ
+    assert own[0] == pytest.approx(own[1], rel=0.2)  # p* tilts all prompts by the same κ
     return found
 
 
@@ -244,15 +240,35 @@ def drawn_at(train, *updates):
     return [found[update] for update in updates]
 
 
-def test_sharpening_moves_to_the_optimum_and_stays():
-    early, late = drawn_at(sharpened, 50, 100)
-    assert measure(early, WORLD).slope == pytest.approx(check_tilted(late).slope, abs=0.25)
+def test_sharpening_converges_to_the_optimum():
+    """Seen over three seeds: reward .80–.83 (p*: .78), distance to p* .09–.11 (base: 1.08), to the matched tilt .10–.12
+    (shifted laws: .42), shares off by up to .04, widths by up to .08 and .04.
+    """
+    found = check_shape(draw(sharpened(WORLD)), share=0.08, lower=0.13, upper=0.1)
+    assert found.reward == pytest.approx(WORLD.tilt(SLOPE).mean, abs=0.15)
+    assert found.to_optimum < 0.18
+    assert found.to_tilt < 0.18
+
+
+def test_sharpening_trades_reward_for_beta():
+    """κ is as 1/β: half the tilt at twice the pull (seen: .55 and 1.02), as the exponent `r/β` of p* says."""
+    found = measure(draw(sharpened(WORLD, options=replace(SHARPENING, beta=2 * SHARPENING.beta))), WORLD)
+    assert found.slope == pytest.approx(SLOPE / 2, abs=0.12)
+    assert found.to_tilt < 0.15
 
 
 def test_ddpo_passes_the_optimum():
-    """It has no pull to the reference: its shape is a tilt's on the way, and it goes on."""
+    """It has no pull to the reference: on its way its laws resemble tilts, and it goes on.
+
+    Seen: reward .72, distances .24 to p* and .23 to the matched tilt (shifted laws: .25), shares off by up to .07,
+    widths by up to .18 and .15; twenty updates later .69 to p*.
+    """
     near, beyond = drawn_at(ddpo, 50, 70)
-    assert measure(beyond, WORLD).to_optimum > check_tilted(near).to_optimum + 0.1
+    found = check_shape(near, share=0.12, lower=0.23, upper=0.2)
+    assert found.reward > WORLD.mean + 0.8
+    assert found.to_optimum < 0.36
+    assert found.to_tilt < 0.3
+    assert measure(beyond, WORLD).to_optimum > found.to_optimum + 0.15
     assert measure(beyond, WORLD).reward > WORLD.tilt(SLOPE).mean + 0.3
 
 
@@ -279,7 +295,7 @@ def test_particles_come_nearer_to_the_optimum_with_their_number():
 
 
 def test_path_integral_winners_come_nearer_to_the_optimum_with_their_number():
-    """The winner of n samples, drawn from `softmax(r / λ)`, follows p* of κ = 1/λ as n grows (seen: .70, .21, .03)."""
+    """The winner of n samples, drawn from `softmax(r / λ)`, follows p* of κ = 1/λ as n grows (seen: .69, .21, .05)."""
     found = []
     for count in (2, 8, 64):
         rng = generator(0, "winner", count)
@@ -295,11 +311,11 @@ def test_path_integral_winners_come_nearer_to_the_optimum_with_their_number():
 
 
 def test_best_of_n_has_its_closed_form():
-    """The best of 8 has the distribution function F⁸, F being the sampler's; it overshoots p* (seen: .04, .05 off)."""
+    """The best of 8 has the distribution function F⁸, F being the sampler's; it overshoots p* (seen: .02 off)."""
     draws, sampled = best_of(WORLD, 8, runs=1000), draw(MixturePolicy(WORLD), 4000)
     u = (np.arange(4000) + 0.5) / 4000
     for prompt in WORLD.prompts:
-        assert wasserstein_distance(draws[prompt], np.interp(u ** (1 / 8), u, sampled[prompt])) < 0.1
+        assert wasserstein_distance(draws[prompt], np.interp(u ** (1 / 8), u, sampled[prompt])) < 0.08
     assert measure(draws, WORLD).reward > WORLD.tilt(SLOPE).mean + 0.2
 
 
