@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench.py", usage="python rayjobs/bench.py [--option VALUE ...] [options of rayjobs/rlhf.py]",
         description="Measures the job of rayjobs/rlhf.py on this machine: about 8 minutes on 2 idle cores.",
-        epilog="All other options are the job's, such as --rollout_batch_size 6; see rayjobs/rlhf.py --help.",
+        epilog="All other options are the job's, such as --rollout_precision bf16; see rayjobs/rlhf.py --help.",
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small job and few updates: shows that it works")

@@ -25,6 +25,21 @@ if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported; left alone, 
 # Ray's workers are nice by default, so that on a machine that does anything else they starve, and tests with them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# Workers of pytest-xdist share the cores: two processes with two threads each on two cores get in each other's way.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist which tests stay together: a process can hold one Ray, and two Rays at a time are enough."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_reward_serve.py":
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.path.parent.name in {"integration", "faults"}:
+            item.add_marker(pytest.mark.xdist_group("jobs"))
+
 
 def build_tokenizer(model_max_length: int = 16):  # noqa: ANN201
     """A CLIP tokenizer that knows letters only, so it needs no file."""

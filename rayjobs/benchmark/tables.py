@@ -160,13 +160,14 @@ def _yardstick_table(found: Mapping[str, Any]) -> Section:
         rows.append((f"ours, {name}", *rates_of, number(ratio["prompts"]), number(ratio["pairs"]), target))
     theirs, ours = base.get("options", {}), by_name["K=1"].get("options", {})
     note = (
-        "In one process, update by update in turn, fp32. Public order: one prompt an update, "
+        "In one process, update by update in turn. Public order: fp32, one prompt an update, "
         f"n = {theirs.get('branches')}, m = {theirs.get('branch_steps')}, {theirs.get('rollout_steps')} sampler steps, "
         "K = 1; all n·m evaluations and decodes keep their graphs, the backward pass goes through every branch, the "
         "reference is evaluated by itself; its reward's batches are not padded. "
-        f"Ours: the in-process loop with the job's options and the same n, "
-        f"m = {ours.get('branch_steps')} and {ours.get('rollout_steps')} steps; in the last two lines with the public "
-        "order's m and steps as well. Everybody has prompts of its own to embed."
+        f"Ours: the in-process loop with the job's options and the same n, m = {ours.get('branch_steps')} and "
+        f"{ours.get('rollout_steps')} steps, an update's prompts rolled out together, in "
+        f"{ours.get('rollout_precision', 'fp32')}; in the last two lines with the public order's m and steps as well. "
+        "Everybody has prompts of its own to embed."
     )
     if "ray_fraction" in found:
         note += f" As a Ray job ours reach {found['ray_fraction']['value']:.2f} of these rates."

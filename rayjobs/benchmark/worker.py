@@ -45,6 +45,7 @@ from sharpening.seeds import noise
 from sharpening.shapes import assets
 
 EVALUATION_BATCH = 24  # images of one sampler call
+SHOWN = ("branch_steps", "rollout_steps", "rollout_precision")  # options that the report names
 REWARD_BATCH = 32  # images of one forward pass of the reward, as it is served
 
 
@@ -125,11 +126,13 @@ class Process:
             "public order": PublicOrder(public, self._stream(self._training), self._training.seed)
         }
         options: dict[str, dict[str, Any]] = {"public order": asdict(yardstick)}
+        # Tasks are there to spread an update over actors; one process rolls it out whole.
+        training = replace(self._training, rollout_batch_size=self._training.prompts_per_update)
         for number, (name, changes) in enumerate(our_contenders(yardstick).items(), start=1):
             method = replace(self._method, **changes)
             stream = self._stream(self._training, number)  # or it would find prompts that others embedded
-            contenders[name] = Sharpening(self._policy(), self._score, stream, method, self._training)
-            options[name] = {field: getattr(method, field) for field in (*changes, "branch_steps", "rollout_steps")}
+            contenders[name] = Sharpening(self._policy(), self._score, stream, method, training)
+            options[name] = {field: getattr(method, field) for field in (*changes, *SHOWN)}
         spent = least_time_first(contenders, seconds, self._say)
         found: dict[str, Any] = {
             name: {"seconds": spent[name], "prompts": c.prompts, "pairs": c.pairs, "options": options[name]}

@@ -75,7 +75,7 @@ class TrainingOptions:
 
     updates: int = 36
     prompts_per_update: int = 24
-    rollout_batch_size: int = 6
+    rollout_batch_size: int = 12
     inner_steps: int = 1
     train_batch_size: int = 32
     learning_rate: float = 6e-5
