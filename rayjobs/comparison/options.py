@@ -1,5 +1,6 @@
 """The options of `rayjobs/compare.py`. Nothing heavy is imported."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
@@ -22,6 +23,10 @@ SWEPT: dict[str, tuple[float, ...]] = {
     "temperature": (0.0, 1.0, 4.0, 16.0, 1e6),
 }
 """Values of each sweep: those of the paper's Tables 2 and 3, and λ from argmax to uniform."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rlhf_guided": ("rlhf", {"guidance_scale": 3.0, "loss_guidance_scale": 3.0, "beta": 22.0, "learning_rate": 2e-5}),
+}
+"""Systems that are a method with other options than it was tuned with: by name, the method and the options."""
 QUICK: dict[str, Any] = {
     "seeds": (0,), "updates": 2, "prompts_per_update": 6, "eval_prompts": 12, "other_prompts": 6, "search_prompts": 6,
     "guidance_scales": (1.0, 3.0), "search_multiples": (1, 4), "diversity_images": 2, "sweeps": (),
@@ -38,7 +43,9 @@ class CompareOptions(Options):
         "and writes a report. A comparison that was interrupted goes on where it was when it is started again."
     )
 
-    methods: tuple[str, ...] = option(tuple(METHODS), "systems", "names", "fine-tuning methods")
+    methods: tuple[str, ...] = option(
+        (*METHODS, *VARIANTS), "systems", "names", "fine-tuning methods; rlhf_guided is rlhf trained under guidance"
+    )
     searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
     sweeps: tuple[Sweep, ...] = option(
         ("branches", "branch_steps", "temperature"), "systems", "names",
@@ -102,13 +109,13 @@ class CompareOptions(Options):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        _known(value, METHODS)
+        _known(value, (*METHODS, *VARIANTS))
         return value
 
     @field_validator("searches")
     @classmethod
     def _known_searches(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        _known(value, SEARCHES)
+        _known(value, tuple(SEARCHES))
         return value
 
     @field_validator("guidance_scales", "seeds", "search_multiples")
@@ -123,7 +130,7 @@ class CompareOptions(Options):
         return self.model_copy(update=QUICK) if self.quick else self
 
 
-def _known(names: tuple[str, ...], known: dict[str, Any]) -> None:
+def _known(names: tuple[str, ...], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"unknown name '{name}', choose among {', '.join(known)}")

@@ -68,7 +68,7 @@ class Comparison:
         measurement = Measurement(options, self._store, self._trainings, self.say)
         for seed in options.seeds:
             for method in options.methods:
-                self._train(Training(method, method, seed, {}))
+                self._train(Training.of(method, seed))
             measurement.measure(self._done([seed]), [seed], options.searches)
             path = self._report()
         for training in self._swept():
@@ -103,7 +103,7 @@ class Comparison:
 
     def _done(self, seeds: list[int] | None = None) -> list[Training]:
         """Finished trainings, of some seeds or of all with the sweeps."""
-        main = [Training(m, m, seed, {}) for seed in seeds or self.options.seeds for m in self.options.methods]
+        main = [Training.of(m, seed) for seed in seeds or self.options.seeds for m in self.options.methods]
         return [t for t in [*main, *([] if seeds else self._swept())] if self._trainings.done(t)]
 
     def _report(self) -> Path:
@@ -160,7 +160,7 @@ def read_overrides(options: CompareOptions) -> Mapping[str, Mapping[str, Any]]:
         if method not in options.methods:
             raise OptionError(name, f"'{method}' is not compared", f"name one of {', '.join(options.methods)}")
         try:
-            options_class(method)(**values)
+            options_class(Training.of(method, 0).method)(**values)
         except (ValidationError, TypeError) as error:
             raise OptionError(name, f"{method}: {str(error).splitlines()[0]}", "see finetune.py --help") from error
     return found

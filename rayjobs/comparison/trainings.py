@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayjobs.comparison.options import CompareOptions
+from rayjobs.comparison.options import VARIANTS, CompareOptions
 from rayjobs.errors import RunStopped
 from rayjobs.options import JobOptions, options_class
 from rayjobs.runtime import checkpoints
@@ -35,6 +35,12 @@ class Training:
     method: str
     seed: int
     changes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, system: str, seed: int) -> "Training":
+        """That of a method by its name, or of a variant of one."""
+        method, changes = VARIANTS.get(system, (system, {}))
+        return cls(system, method, seed, changes)
 
     @property
     def name(self) -> str:
@@ -133,6 +139,7 @@ class Trainings:
         values: dict[str, Any] = {
             "seed": training.seed, "pretrained_model_name_or_path": options.pretrained_model_name_or_path,
             "skip_evaluation": True, **self._overrides.get(training.method, {}), **training.changes,
+            **self._overrides.get(training.system, {}),
         }  # fmt: skip
         if options.prompts_per_update is not None:
             values |= shrunk(model(**values), options.prompts_per_update)

@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sharpening.policies import load_policy
+from sharpening.rewards.clip import ClipScorer
+from sharpening.search import load_search
+from sharpening.search.base import SearchSeeds
 from tests import runs
 from tests.runs import Models, models
 
@@ -47,10 +52,16 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     assert summary["nfe"] == 12 * 12  # three images of four steps each, twelve prompts
     assert summary["images_scored"] == 12 * 3
     assert summary["metrics"]["reward"]["mean"] == pytest.approx(sum(row["reward"] for row in rows) / 12)
-    whole = tmp_path / "at-once"
-    runs.finish_process(start(models, whole, tmp_path))
-    assert [row["reward"] for row in pq.read_table(whole / "results.parquet").to_pylist()] == pytest.approx(
-        [row["reward"] for row in rows], abs=1e-3
+    # The same search in this process, all prompts at once: batches and actors change nothing.
+    rows.sort(key=lambda row: row["index"])
+    found = load_search("random", steps=4).search(
+        load_policy(models.pipeline), ClipScorer(), [row["prompt"] for row in rows], 12,
+        SearchSeeds(0, tuple(row["index"] for row in rows)),
+    )  # fmt: skip
+    assert [row["reward"] for row in rows] == pytest.approx(list(found.rewards), abs=0.1)
+    assert all(
+        np.abs(np.asarray(Image.open(folder / row["image"])).astype(int) - image).max() <= 2
+        for row, image in zip(rows, found.images, strict=True)
     )
 
 

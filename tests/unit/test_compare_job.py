@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from rayjobs.command_line import read
-from rayjobs.comparison.options import CompareOptions
+from rayjobs.comparison.options import VARIANTS, CompareOptions
 from rayjobs.comparison.reporting import sweep_system
 from rayjobs.comparison.run import Comparison
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings, short_warmup, shrunk
 from rayjobs.errors import OptionError
 from rayjobs.options import options_class
+from sharpening.evaluation.comparison.systems import title_of
 from sharpening.methods import METHODS
 
 
@@ -23,7 +24,7 @@ def parsed(folder: Path, *arguments: str) -> CompareOptions:
 
 def test_defaults_are_the_whole_comparison(tmp_path: Path) -> None:
     options = parsed(tmp_path)
-    assert set(options.methods) == set(METHODS)
+    assert set(options.methods) == {*METHODS, *VARIANTS}
     assert len(options.seeds) >= 3
     assert parsed(tmp_path, "--sweeps", "none").sweeps == ()
     assert parsed(tmp_path, "--seeds", "4", "7").seeds == (4, 7)
@@ -90,6 +91,15 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     assert trainings.seconds_before(folder) == pytest.approx(8.0)  # one actor makes a round
     (folder / "pairs.parquet").write_bytes(b"")
     assert trainings.seconds_before(folder) == pytest.approx(4.0)  # two actors side by side
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_a_variant_is_a_method_with_other_options(name: str, tmp_path: Path) -> None:
+    training = Training.of(name, 3)
+    assert (training.system, training.seed) == (name, 3)
+    own, base = options_class(training.method)(**training.changes), options_class(training.method)()
+    assert {key for key in own.model_dump() if getattr(own, key) != getattr(base, key)} == set(training.changes)
+    assert title_of(name) != name
 
 
 @pytest.mark.parametrize("method", list(METHODS))
