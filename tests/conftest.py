@@ -35,9 +35,12 @@ if _WORKERS > 1:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell pytest-xdist which tests stay together: a process can hold one Ray, and two Rays at a time are enough."""
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_reward_serve.py":
+        kind = item.path.parent.name
+        if kind == "faults":
+            item.add_marker(pytest.mark.xdist_group("faults"))
+        elif "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_reward_serve.py":
             item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.path.parent.name in {"integration", "faults"}:
+        elif kind == "integration":
             item.add_marker(pytest.mark.xdist_group("jobs"))
 
 

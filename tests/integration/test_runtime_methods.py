@@ -28,7 +28,7 @@ def test_killed_processes_leave_the_plain_loops_curve(
     method: str, models: Models, local_ray: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / method
-    options = runs.options_of(method, models, folder)
+    options = runs.options_of(method, models, folder, num_rollout_actors=1)
     killed: list[int] = []
     deeds = [(1, lambda: killed.append(runs.kill_process("ray::RolloutActor")))]
     if method in WITH_STATE:
