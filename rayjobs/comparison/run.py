@@ -1,9 +1,11 @@
 """One comparison from start to end: seed by seed train, judge, report; then the sweeps."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rayjobs.comparison.trainings import Training, Trainings
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
 
+SIDE_BY_SIDE = 2  # jobs
 CONFIG, NOTES = "comparison.json", "notes.json"
 TRIALS = Path(__file__).with_name("trials.json")  # with which the methods' defaults were chosen
 STANDING_NOTES = (
@@ -67,17 +70,31 @@ class Comparison:
         options = self.options
         measurement = Measurement(options, self._store, self._trainings, self.say)
         for seed in options.seeds:
-            for method in options.methods:
-                self._train(Training.of(method, seed))
+            self._train_all([Training.of(method, seed) for method in options.methods])
             measurement.measure(self._done([seed]), [seed], options.searches)
             path = self._report()
-        for training in self._swept():
-            self._train(training)
+        self._train_all(list(self._swept()))
         measurement.measure(self._done(), options.seeds, options.searches)
         path = self._report()
         if self._failed:
             raise RunStopped("; ".join(self._failed.values()), self._command)
         return path
+
+    def _train_all(self, trainings: Sequence[Training]) -> None:
+        """Train one after the other; side by side where no clock decides how long each trains.
+
+        Half of a short job is one process waiting for another to start. On a cluster that is joined, jobs would wait
+        for each other's CPUs.
+        """
+        joins = self.options.ray_address or os.environ.get("RAY_ADDRESS")
+        with ThreadPoolExecutor(1 if self.options.updates is None or joins else SIDE_BY_SIDE) as pool:
+            try:
+                for _ in pool.map(self._train, trainings):
+                    pass
+            except BaseException:  # an interrupt reaches this thread alone
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._trainings.stop()
+                raise
 
     def _train(self, training: Training) -> None:
         """Train; a method that fails does not keep the others from being compared."""

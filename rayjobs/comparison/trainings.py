@@ -63,6 +63,7 @@ class Trainings:
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._folder, self._options, self._overrides, self._say = folder, options, overrides, say
+        self._running: set[subprocess.Popen[str]] = set()
 
     def folder(self, training: Training) -> Path:
         """Where a training's run folder is, or will be."""
@@ -89,6 +90,11 @@ class Trainings:
             values = self._values(training) | {"max_train_steps": self.updates(training)}
             self._run(folder, training.method, values | short_warmup(options_class(training.method)(**values)))
         return folder
+
+    def stop(self) -> None:
+        """End the jobs that run; each leaves a checkpoint to go on from."""
+        for process in list(self._running):
+            process.terminate()
 
     def updates(self, training: Training) -> int:
         """As many updates as the budget pays for, by what an update took when it was first tried on this machine.
@@ -162,6 +168,7 @@ class Trainings:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         assert process.stderr is not None
+        self._running.add(process)
         last = ""
         try:
             for line in process.stderr:
@@ -172,6 +179,7 @@ class Trainings:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+            self._running.discard(process)
         if process.returncode:
             raise RunStopped(f"training {folder.name} ended with exit code {process.returncode}: {last}")
 
@@ -206,6 +214,7 @@ def shrunk(options: JobOptions, prompts: int) -> dict[str, Any]:
     inner = options.inner_steps if groups % options.inner_steps == 0 else 1
     batch = next(d for d in range(min(options.train_batch_size, groups // inner), 0, -1) if groups // inner % d == 0)
     changes: dict[str, Any] = {"prompts_per_update": prompts, "train_batch_size": batch, "inner_steps": inner}
+    changes["num_rollout_actors"] = 1  # a second one takes longer to start than it saves
     changes["rollout_batch_size"] = max(1, min(options.rollout_batch_size, prompts // 2))
     if "ranked_prompts" in type(options).model_fields:
         changes["ranked_prompts"] = 2 * prompts

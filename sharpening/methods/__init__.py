@@ -19,6 +19,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "dpo": ("sharpening.methods.dpo:DiffusionDPO", "sharpening.options.dpo:DPOOptions"),
     "rebel": ("sharpening.methods.rebel:Rebel", "sharpening.options.rebel:RebelOptions"),
     "iterpo": ("sharpening.methods.iterpo:IterPO", "sharpening.options.iterpo:IterPOOptions"),
+    "guidance_distillation": (
+        "sharpening.methods.guidance_distillation:GuidanceDistillation",
+        "sharpening.options.guidance_distillation:GuidanceDistillationOptions",
+    ),
 }
 """Import paths of each method's class and of its options, by the name users give it."""
 

@@ -32,6 +32,7 @@ SYSTEMS: dict[str, System] = {
     "d3po": System("D3PO", "fine-tuning"),
     "iterpo": System("IterPO", "fine-tuning"),
     "rebel": System("REBEL", "fine-tuning"),
+    "guidance_distillation": System("guidance distillation", "fine-tuning"),
     "random": System("random search", "search"),
     "zero_order": System("zero-order search", "search"),
     "paths": System("search over paths", "search"),
