@@ -57,6 +57,12 @@ class Plan:
         """Name of the reward's application on Serve."""
         return f"reward-{self.name}"
 
+    @property
+    def scores(self) -> bool:
+        """Whether anything of the run asks for the reward: the method, the ranking of pairs, or held-out prompts."""
+        options = self.options
+        return options.method_options().rewarded or self.source is None or not options.skip_evaluation
+
     def threads(self, each: int, processes: int) -> dict[str, str]:
         """Environment of processes of one kind; with staleness 0, rollouts and learners compute by turns.
 
@@ -160,7 +166,8 @@ class Reward(threading.Thread):
             num_threads=options.reward_threads, num_cpus=reserved.reward, num_gpus=reserved.gpus[2],
         )  # fmt: skip
         try:
-            start_reward_app(app, timeout_s=REWARD_START_S)
+            if self._plan.scores:
+                start_reward_app(app, timeout_s=REWARD_START_S)
         except Exception as error:
             logger.info("the reward did not start", exc_info=error)
             self._coordinator.stop.remote(REWARD, last_line(error))
@@ -169,7 +176,8 @@ class Reward(threading.Thread):
             self._source = ray.put(source)  # kept: a restarted actor reads it again
             fresh = options.resume_from_checkpoint is None
             self._coordinator.start.remote(self._plan.actors, [self._source], fresh)
-            self._watch(options.reward_replicas)
+            if self._plan.scores:
+                self._watch(options.reward_replicas)
 
     def _watch(self, wanted: int) -> None:
         """Say when replicas are missing, and when they are all back."""
@@ -198,6 +206,8 @@ class Reward(threading.Thread):
         """Take the application off Serve; other applications of the cluster stay."""
         from reward_servers.client import stop_reward_app
 
+        if not self._plan.scores:
+            return
         try:
             stop_reward_app(self._plan.app)
         except Exception as error:

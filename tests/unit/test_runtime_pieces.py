@@ -158,3 +158,28 @@ def test_the_config_that_a_resume_command_names_is_what_the_run_had(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(options.config()))
     again = parse(["--config", str(tmp_path / "config.json")], "finetune.py", ("ddpo", "rlhf"))
     assert (again.method, again.max_train_steps) == ("rlhf", 7)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "ranked", "scores"),
+    [
+        ("rlhf", {"skip_evaluation": True}, True, True),
+        ("standard", {"skip_evaluation": True}, True, False),
+        ("standard", {}, True, True),  # held-out prompts are scored
+        ("dpo", {"skip_evaluation": True}, True, False),
+        ("dpo", {"skip_evaluation": True}, False, True),  # its pairs are still to be ranked
+    ],
+)
+def test_a_reward_is_served_where_somebody_asks_for_it(
+    method: str, changes: dict[str, bool], ranked: bool, scores: bool, tmp_path: Path
+) -> None:
+    from rayjobs.options import options_class
+    from rayjobs.runtime.cluster import Reservations
+    from rayjobs.runtime.launch import Plan
+    from sharpening.data.source import PromptSource
+    from sharpening.evaluation.run_folder import RunFolder
+
+    source = PromptSource(["a red circle"]) if ranked else None
+    reserved = Reservations(1, 1, 1, (0.0, 0.0, 0.0), "")
+    plan = Plan(options_class(method)(**changes), RunFolder(tmp_path), "r", "n", "cpu", reserved, 2.0, source)
+    assert plan.scores is scores
