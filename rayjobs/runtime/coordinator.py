@@ -277,6 +277,14 @@ class Coordinator:
         """
         self._state.say(event)
 
+    async def show(self, numbers: dict[str, Any]) -> None:
+        """Numbers for the run's gauges that no update brings.
+
+        Args:
+            numbers: By the gauge's name.
+        """
+        self._gauges.set(numbers)
+
     async def status(self, events_seen: int = 0) -> dict[str, Any]:
         """What the driver shows.
 

@@ -201,6 +201,7 @@ class Run:
                 parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
+                self.coordinator.show.remote(held_out.gauges())
                 if alarm:
                     self.progress.say(f"ALARM: {alarm}")
 

@@ -8,7 +8,7 @@ WATCHED = {
     "reward": "mean reward of the rollouts' branches",
     "reward_spread": "standard deviation of the reward over a prompt's branches",
     "loss": "mean loss of the update",
-    "implicit_accuracy": "share of pairs that the policy ranks as the reward does",
+    "accuracy": "share of pairs that the policy ranks as the reward does",
     "grad_norm": "gradient norm before clipping",
     "updates_per_second": "updates per second",
     "images_per_second": "images scored per second",
@@ -17,6 +17,9 @@ WATCHED = {
     "restarts_rollout": "restarts of rollout actors so far",
     "restarts_learner": "restarts of the learner group so far",
     "update": "newest update",
+    "held_out_reward": "mean reward of held-out prompts at the newest look",
+    "held_out_facts": "share of facts that hold on held-out prompts at the newest look",
+    "alarm": "1 while the training reward rises and the held-out verifiers fall",
 }
 
 
@@ -39,5 +42,5 @@ class RunGauges:
             row: The update's row; what it lacks keeps its last value.
         """
         for name, gauge in self._gauges.items():
-            if name in row:
+            if row.get(name) is not None:
                 gauge.set(float(row[name]))

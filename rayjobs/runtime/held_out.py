@@ -8,8 +8,8 @@ from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, p
 from rayjobs.runtime.report import EVALUATION_BATCH, verified
 from sharpening.evaluation.comparison.alarm import Checkpoint, Finding, watch
 from sharpening.evaluation.files import write_parquet
+from sharpening.evaluation.run_folder import VALIDATION
 
-VALIDATION = "validation.parquet"
 Row = dict[str, Any]
 
 
@@ -71,6 +71,13 @@ class HeldOut:
             return ""
         self._alarmed = True
         return finding.sentence
+
+    def gauges(self) -> Row:
+        """The newest look under the names of `rayjobs.runtime.gauges`."""
+        newest = self._rows[-1]
+        return {
+            "held_out_reward": newest["reward"], "held_out_facts": newest["facts"], "alarm": float(newest["alarm"])
+        }  # fmt: skip
 
     @staticmethod
     def _finding(rows: list[Row]) -> Finding | None:

@@ -112,7 +112,7 @@ class Report:
         reward = UNITS.get(options.reward, options.reward)
         if metrics.rows:
             metrics.write_table()
-            folder.write_curve(metrics.rows, reward)
+            folder.write_curve(metrics.rows, reward, folder.validation())
         rows = [*self.before, *self.after]
         extra: dict[str, Any] = {"seed": options.seed, "seconds_training": sum(row["seconds"] for row in metrics.rows)}
         folder.write_summary(

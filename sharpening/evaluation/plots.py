@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, LIGHT, RED, GREY = "#1f5a96", "#a9c7e4", "#b5452c", "#666666"
+BLUE, LIGHT, RED, GREY, BLACK = "#1f5a96", "#a9c7e4", "#b5452c", "#666666", "#1a1a1a"
 SIZE, DPI = (8.0, 6.5), 130
 LEGEND: dict[str, Any] = {
     "loc": "lower right",
@@ -28,13 +28,17 @@ def _series(rows: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
     return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 
-def reward_curve(rows: Sequence[Mapping[str, Any]], reward: str = "reward") -> bytes:
+def reward_curve(
+    rows: Sequence[Mapping[str, Any]], reward: str = "reward", held_out: Sequence[Mapping[str, Any]] = ()
+) -> bytes:
     """Draw a run's curves.
 
     Args:
         rows: a row an update with `update`, `reward`, `reward_spread`, and where known `reward_best`,
-            `reward_worst`, `loss` and `implicit_accuracy`.
+            `reward_worst`, `loss` and `accuracy`.
         reward: the reward's name and unit, for the axis.
+        held_out: looks at held-out prompts, a row each with `update` (updates made until then), `reward`, and `alarm`
+            where only the training reward rises; from the first alarm on, the background is red.
 
     Returns:
         A PNG of 1040 × 845 pixels. Above: mean reward of the rollouts, a band of one standard deviation over a
@@ -54,6 +58,8 @@ def reward_curve(rows: Sequence[Mapping[str, Any]], reward: str = "reward") -> b
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     updates = np.array([int(row["update"]) + 1 for row in rows])
     _draw_reward(above, updates, rows, reward)
+    _draw_held_out(above, held_out, int(updates[-1]))
+    above.legend(ncols=6, **LEGEND)
     _draw_learning(below, updates, rows)
     for axes in (above, below):
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -75,7 +81,15 @@ def _draw_reward(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, An
     axes.plot(updates, mean, color=BLUE, linewidth=2.0, marker=marker, markersize=3, label="mean")
     axes.set_ylabel(f"{reward}, rollouts")
     axes.set_title("Reward of the rollouts and its spread over branches", loc="left", fontsize=11, pad=22)
-    axes.legend(ncols=4, **LEGEND)
+
+
+def _draw_held_out(axes: Axes, looks: Sequence[Mapping[str, Any]], end: int) -> None:
+    known = [(look["update"], look["reward"]) for look in looks if look.get("reward") is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=BLACK, linewidth=1.0, marker="s", markersize=3.5, label="held out")
+    alarms = [look["update"] for look in looks if look.get("alarm")]
+    if alarms:
+        axes.axvspan(min(alarms), end, color=RED, alpha=0.12, linewidth=0, label="alarm")
 
 
 def _draw_learning(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -84,7 +98,7 @@ def _draw_learning(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, 
     axes.set_ylabel("loss (nats)", color=RED)
     axes.set_xlabel("optimiser updates")
     right = axes.twinx()
-    accuracy = _series(rows, "implicit_accuracy", "accuracy")
+    accuracy = _series(rows, "accuracy")
     (line,) = right.plot(updates, accuracy, color=BLUE, linewidth=1.0, marker=marker, markersize=3, alpha=0.85)
     right.axhline(0.5, color=BLUE, linewidth=0.6, linestyle="--", alpha=0.5)
     right.set_ylabel("implicit accuracy (share of pairs)", color=BLUE)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONFIG, VERSIONS, SUMMARY, COST = "config.json", "versions.json", "summary.json", "cost.json"
-EVALUATION, CURVE = "evaluation.parquet", "reward_curve.png"
+EVALUATION, VALIDATION, CURVE = "evaluation.parquet", "validation.parquet", "reward_curve.png"
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "safetensors", "numpy",
     "scipy", "pyarrow", "pydantic", "pillow", "matplotlib", "ray", "deepspeed",
@@ -136,12 +136,26 @@ class RunFolder:
         write_bytes(self.path / name, buffer.getvalue())
         return self.path / name
 
-    def write_curve(self, rows: Sequence[Mapping[str, Any]], reward: str) -> Path | None:
+    def validation(self) -> list[dict[str, Any]]:
+        """Read what the run found on held-out prompts so far.
+
+        Returns:
+            A row a look; none where it did not look.
+        """
+        import pyarrow.parquet as pq
+
+        path = self.path / VALIDATION
+        return pq.read_table(path).to_pylist() if path.exists() else []
+
+    def write_curve(
+        self, rows: Sequence[Mapping[str, Any]], reward: str, held_out: Sequence[Mapping[str, Any]] = ()
+    ) -> Path | None:
         """Draw `reward_curve.png`.
 
         Args:
             rows: metrics, a row an update.
             reward: the reward's name and unit.
+            held_out: looks at held-out prompts, as `reward_curve` has them.
 
         Returns:
             The file; `None` when there is nothing to draw yet.
@@ -150,7 +164,7 @@ class RunFolder:
 
         if not rows:
             return None
-        write_bytes(self.path / CURVE, reward_curve(rows, reward))
+        write_bytes(self.path / CURVE, reward_curve(rows, reward, held_out))
         return self.path / CURVE
 
 

@@ -113,14 +113,15 @@ def test_a_grid_is_written_as_png(tmp_path):
         assert np.array_equal(np.array(image), np.array(grid))
 
 
-def curve(rows: list[dict]) -> np.ndarray:
-    return np.array(Image.open(BytesIO(reward_curve(rows, "CLIP score (cosine × 100)"))).convert("RGB")).astype(int)
+def curve(rows: list[dict], held_out: list[dict] | tuple = ()) -> np.ndarray:
+    drawn = reward_curve(rows, "CLIP score (cosine × 100)", held_out)
+    return np.array(Image.open(BytesIO(drawn)).convert("RGB")).astype(int)
 
 
 def rows(count: int, spread: float = 2.0) -> list[dict]:
     return [
         {"update": u, "reward": 85 + 0.1 * u, "reward_spread": spread, "reward_best": 88 + 0.1 * u,
-         "reward_worst": 82 + 0.1 * u, "loss": 0.69 - 0.001 * u, "implicit_accuracy": 0.5 + 0.005 * u}
+         "reward_worst": 82 + 0.1 * u, "loss": 0.69 - 0.001 * u, "accuracy": 0.5 + 0.005 * u}
         for u in range(count)
     ]  # fmt: skip
 
@@ -153,6 +154,25 @@ def test_the_band_is_as_wide_as_the_spread():
 @pytest.mark.parametrize("given", [rows(1), [{"update": 0, "reward": 85.0}], [{"update": 0, "loss": None}]])
 def test_short_runs_and_missing_metrics_still_draw(given):
     assert curve(given).shape == (845, 1040, 3)
+
+
+def test_held_out_prompts_and_the_alarm_are_drawn():
+    looks = [{"update": u, "reward": 85.0 - 0.05 * u, "alarm": u >= 24} for u in range(0, 40, 8)]
+
+    def black(image: np.ndarray) -> int:
+        return int((image[60:460, 120:] < 50).all(-1).sum())
+
+    def red(image: np.ndarray) -> np.ndarray:
+        panel = image[120:400]
+        return ((panel[..., 0] - panel[..., 2] > 12) & (panel[..., 0] > 200)).sum(0)
+
+    plain, drawn = curve(rows(40)), curve(rows(40), looks)
+    assert black(drawn) > black(plain) + 200
+    calm = curve(rows(40), [look | {"alarm": False} for look in looks])
+    assert red(calm).max() == 0
+    columns = np.flatnonzero(red(drawn) > 100)
+    assert len(columns) > 200
+    assert columns.min() > 500  # the alarm is in the later half
 
 
 def test_no_updates_no_curve(tmp_path):

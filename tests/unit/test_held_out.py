@@ -7,7 +7,9 @@ import pytest
 
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.evaluation import EvaluationPart
-from rayjobs.runtime.held_out import VALIDATION, HeldOut
+from rayjobs.runtime.gauges import WATCHED
+from rayjobs.runtime.held_out import HeldOut
+from sharpening.evaluation.run_folder import VALIDATION, RunFolder
 from sharpening.shapes import assets
 
 
@@ -47,6 +49,9 @@ def test_the_alarm_is_raised_once_when_only_the_reward_rises(tmp_path: Path) -> 
     assert table["update"] == [2 * look for look in range(16)]
     assert table["facts"][:4] == pytest.approx([0.9, 0.9, 0.8, 0.8])
     assert table["training_reward"][-1] == 65.0
+    assert RunFolder(tmp_path).validation() == pq.read_table(tmp_path / VALIDATION).to_pylist()
+    assert held_out.gauges() == {"held_out_reward": 60.0, "held_out_facts": pytest.approx(0.2), "alarm": 1.0}
+    assert set(held_out.gauges()) <= set(WATCHED)
     assert table["alarm"][0] is False
     assert table["alarm"][-1] is True
 
