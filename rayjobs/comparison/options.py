@@ -24,7 +24,7 @@ SWEPT: dict[str, tuple[float, ...]] = {
 }
 """Values of each sweep: those of the paper's Tables 2 and 3, and λ from argmax to uniform."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "rlhf_guided": ("rlhf", {"guidance_scale": 3.0, "loss_guidance_scale": 3.0, "beta": 22.0, "learning_rate": 2e-5}),
+    "rlhf_guided": ("rlhf", {"guidance_scale": 3.0, "loss_guidance_scale": 3.0, "beta": 60.0, "learning_rate": 4e-5}),
 }
 """Systems that are a method with other options than it was tuned with: by name, the method and the options."""
 QUICK: dict[str, Any] = {
