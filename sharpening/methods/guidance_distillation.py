@@ -64,7 +64,7 @@ class GuidanceDistillation:
             states, targets = [], []
             for t in grid:
                 rows = t.expand(len(x))
-                prediction = reference.predict(x, rows, condition, options.guidance_scale)
+                prediction = reference.predict(x, rows, condition, options.teacher_guidance_scale)
                 states.append(x)
                 targets.append(prediction.eps)
                 x = reference.step(x, rows, reference.previous(rows, options.rollout_steps), prediction)

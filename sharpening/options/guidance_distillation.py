@@ -14,12 +14,13 @@ class GuidanceDistillationOptions(MethodOptions):
     """Options of guidance distillation. The defaults are the setting that worked on the embedded world.
 
     Attributes:
-        guidance_scale: w, the guidance that is folded into the conditional prediction.
+        teacher_guidance_scale: w, the guidance that is folded into the conditional prediction. `guidance_scale` is what
+            the model is used with afterwards: 1.
         timesteps_per_rollout: K, states of each trajectory that are learnt, stratified over the grid.
         snr_gamma: γ of the states' weights ω_t = min(SNR, γ) / SNR (0: all weigh the same).
     """
 
-    guidance_scale: float = described(
+    teacher_guidance_scale: float = described(
         3.0, "guidance that the model learns to do without", symbol="w", gt=1,
         fix="an unguided prediction is the model's own already, so pass a scale above 1",
     )  # fmt: skip

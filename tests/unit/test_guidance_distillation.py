@@ -15,7 +15,7 @@ from sharpening.options.guidance_distillation import GuidanceDistillationOptions
 from sharpening.seeds import noise
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
-OPTIONS = GuidanceDistillationOptions(rollout_steps=6, timesteps_per_rollout=3, guidance_scale=2.5)
+OPTIONS = GuidanceDistillationOptions(rollout_steps=6, timesteps_per_rollout=3, teacher_guidance_scale=2.5)
 
 
 def unasked(images, prompts):
@@ -32,6 +32,7 @@ def test_registered_with_its_options():
     assert isinstance(load_method("guidance_distillation"), GuidanceDistillation)
     options = options_class("guidance_distillation")()
     assert (options.data, options.rewarded, options.groups_per_prompt) == ("prompts", False, 12)
+    assert options.guidance_scale == 1.0  # what the student is looked at and reported with
     groups = options.training.prompts_per_update * options.groups_per_prompt
     assert groups % (options.training.inner_steps * options.training.train_batch_size) == 0
 
@@ -97,7 +98,7 @@ def test_loss_by_hand(policy, gamma):
 
 
 def test_the_student_comes_nearer_to_its_guided_teacher(policy):
-    strong = replace(OPTIONS, guidance_scale=8.0)
+    strong = replace(OPTIONS, teacher_guidance_scale=8.0)
     training = TrainingOptions(
         updates=24, prompts_per_update=4, rollout_batch_size=4, train_batch_size=12, learning_rate=2e-4,
         lr_scheduler="constant",
@@ -109,7 +110,7 @@ def test_the_student_comes_nearer_to_its_guided_teacher(policy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance_scale": 1.0}, "guidance_scale: must be greater than 1"),
+        ({"teacher_guidance_scale": 1.0}, "teacher_guidance_scale: must be greater than 1"),
         ({"timesteps_per_rollout": 13}, "timesteps_per_rollout: must be at most rollout_steps"),
     ],
 )
