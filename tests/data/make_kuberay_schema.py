@@ -54,7 +54,9 @@ def share(schemas: dict[str, Any]) -> dict[str, Any]:
     count(schemas)
     names = {
         text: f"d{number}"
-        for number, text in enumerate(text for text, times in counts.items() if times > 1 and len(text) > REPEATED_BYTES)
+        for number, text in enumerate(
+            text for text, times in counts.items() if times > 1 and len(text) > REPEATED_BYTES
+        )
     }
     definitions: dict[str, Any] = {}
 
