@@ -18,7 +18,10 @@ from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
 from rayjobs.resume import LATEST, check_resume
+from rayjobs.reward_options import RewardOptions
+from rayjobs.rewards import RewardPlan, check_terms, reward_plans, settle_config
 from sharpening.options import OptionError as MethodError
+from sharpening.rewards.terms import reward_column
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -31,7 +34,8 @@ def validate(options: JobOptions) -> JobOptions:
 
     Returns:
         A copy in which `output_dir`, `resolution`, `gradient_accumulation_steps`, `eval_steps`,
-        `eval_guidance_scales` and, unless a cluster decides, `use_gpu` and `deepspeed_config` have their values.
+        `eval_guidance_scales`, `reward_config` (what the file holds) and, unless a cluster decides, `use_gpu` and
+        `deepspeed_config` have their values.
 
     Raises:
         OptionError: For the first thing that is wrong.
@@ -46,13 +50,15 @@ def validate(options: JobOptions) -> JobOptions:
     elif options.deepspeed_config:
         check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
-    check_reward_model(options)
+    check_watched(options)
+    settings = check_rewards(options)
     check_data(options.model_copy(update={"resolution": resolution}))
     derived = {
         "resolution": resolution,
         "gradient_accumulation_steps": options.accumulation,
         "eval_steps": options.eval_steps or options.rollout_steps,
         "eval_guidance_scales": options.guidance_scales,
+        "reward_config": settings,
     }
     resolved = options.model_copy(update=derived)
     run_folder, checkpoint = check_resume(resolved)
@@ -231,11 +237,61 @@ def check_model(options: JobOptions) -> int | None:
     return native or options.resolution
 
 
-def check_reward_model(options: JobOptions) -> None:
-    """Refuse a reward model that is not there."""
+def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
+    """Refuse rewards that cannot be found, settings that no reward has, and models that are not there.
+
+    Args:
+        options: The options.
+
+    Returns:
+        What `--reward_config` holds, for the run's own configuration; `None` where there is nothing.
+
+    Raises:
+        OptionError: For the first thing that is wrong.
+    """  # noqa: DOC502
+    check_terms(options)
+    settings = settle_config(options)
+    for plan in reward_plans(options):
+        check_reward_files(plan)
+    return settings or None
+
+
+def check_watched(options: JobOptions) -> None:
+    """Refuse watched rewards that nobody would ask, or whose column in the tables is another's."""
+    from sharpening.shapes.captions import CATEGORIES
+
+    if options.watched and options.skip_evaluation:
+        raise OptionError("watch", "without evaluation nobody asks a watched reward", "leave out --skip_evaluation")
+    taken = {reward_column(category): category for category in CATEGORIES}
+    for option, terms in (("reward", options.terms if options.mix else ()), ("watch", options.watched)):
+        for term in terms:
+            category = taken.get(reward_column(term.name))
+            if category is not None:
+                raise OptionError(option, f"'{term.name}' is a category of the evaluation", "rename the class")
+
+
+def check_reward_files(plan: RewardPlan) -> None:
+    """Refuse a reward's model or checkpoint that is not there; rewards without files of ours are taken at their word.
+
+    Args:
+        plan: The reward.
+    """
+    if plan.term.reward == "clip":
+        check_clip_files(plan.model or EMBEDDED, plan.checkpoint)
+
+
+def check_clip_files(value: str, checkpoint: str | None) -> None:
+    """Refuse a CLIP model that is not there.
+
+    Args:
+        value: "embedded", a folder, hub id or architecture.
+        checkpoint: Weights of an architecture.
+
+    Raises:
+        OptionError: If it is neither, or damaged.
+    """
     from sharpening import checks
 
-    value, checkpoint = options.reward_model, options.reward_checkpoint
     architecture = value in _clip_architectures()
     folder: Path | None = None
     if value == EMBEDDED:

@@ -19,15 +19,32 @@ class Scores:
     Attributes:
         values: float32 `[N]`, in the reward's own unit (the CLIP score is cosine × 100). Entries of failed images mean
             nothing and are never read.
-        failures: reason for each image that has no score, by its index.
+        failures: reason for each image that has no score, by its index; where several rewards were asked, behind the
+            name of the one that failed (`blamed`).
+        parts: scores of the same images by each of several rewards, float32 `[N]` by its name, in its own unit and NaN
+            where it has none; empty where one reward was asked.
     """
 
     values: np.ndarray
     failures: dict[int, str] = field(default_factory=dict)
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 ScoreFn = Callable[[np.ndarray, Sequence[str]], Scores]
 """`score(images uint8 [N, H, W, 3], prompts [N]) -> Scores` of the same N."""
+
+
+def blamed(reward: str, reason: str) -> str:
+    """A failure's reason behind the name of the reward that failed.
+
+    Args:
+        reward: the reward's name.
+        reason: a `FailureReason`.
+
+    Returns:
+        Such as `aesthetic: not finite`.
+    """
+    return f"{reward}: {reason}"
 
 
 class RewardUnavailable(Exception):

@@ -73,6 +73,7 @@ def _split(scores: Scores, counts: list[int]) -> list[Scores | Exception]:
     for count in counts:
         inside = range(start, start + count)
         failures = {i - start: reason for i, reason in scores.failures.items() if i in inside}
-        parts.append(Scores(scores.values[start : start + count].copy(), failures))
+        own = {name: values[start : start + count].copy() for name, values in scores.parts.items()}
+        parts.append(Scores(scores.values[start : start + count].copy(), failures, own))
         start += count
     return parts
