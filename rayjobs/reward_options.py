@@ -14,8 +14,8 @@ class RewardOptions(Options):
 
     reward: str = option(
         "clip", "reward", "name:weight, …",
-        "rewards, by name (see docs/several-rewards.md) or package.module:Class; several are standardised and combined",
-        "R",
+        "who judges, such as clip:1.0,embedded-aesthetic:0.2 or package.module:Class; several are standardised and "
+        "combined", "R",
     )  # fmt: skip
     reward_combine: Literal["sum", "ranks"] = option(
         "sum",

@@ -1,12 +1,12 @@
 """The evaluation actor: draws or searches images of held-out prompts and has them judged."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
+from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
 
 if TYPE_CHECKING:
     from sharpening.evaluation.comparison.records import ImageJudgement
@@ -86,14 +86,18 @@ class EvaluationActor:
         Raises:
             RewardUnavailable: If the reward stays down.
         """  # noqa: DOC502
+        from sharpening.rewards.combined import CombinedScore
         from sharpening.search import load_search
         from sharpening.search.base import SearchSeeds
 
         assert self._score is not None
+        score = self._score
+        if task.sample and isinstance(score, CombinedScore):
+            score = score.beside({name: np.asarray(values) for name, values in task.sample.items()})
         policy = self._policy(task.pipeline)
         search = load_search(task.search, **task.options)
         texts = list(task.prompts) or [prompt.prompt for prompt in self._prompts(task.items)]
-        found = search.search(policy, self._score, texts, task.budget, SearchSeeds(task.seed, task.items))
+        found = search.search(policy, score, texts, task.budget, SearchSeeds(task.seed, task.items))
         kept = [row for row in range(len(texts)) if row not in found.failures and not task.prompts]
         items = tuple(task.items[row] for row in kept)
         return Answer(
@@ -108,7 +112,43 @@ class EvaluationActor:
             nfe=found.nfe,
             images_scored=found.images_scored,
             seconds=found.seconds,
+            parts=self._parts(found.images, texts, found.failures) if isinstance(score, CombinedScore) else {},
         )  # fmt: skip
+
+    def score(self, task: ScoreTask) -> Answer:
+        """Draw images and have each of several rewards score them.
+
+        Args:
+            task: What to draw.
+
+        Returns:
+            The scores.
+
+        Raises:
+            RewardUnavailable: If a reward stays down.
+        """  # noqa: DOC502
+        import torch
+
+        from sharpening.sampling import sample
+        from sharpening.seeds import noise
+
+        policy = self._policy(task.pipeline)
+        nfe, places = policy.nfe, zip(task.items, task.images, strict=True)
+        draws = [noise(policy.latent_shape, task.seed, "scale", item, image) for item, image in places]
+        x0 = sample(policy, policy.encode(task.prompts), torch.stack(draws), task.steps, task.guidance_scale)
+        images = policy.decode(x0)
+        return Answer(nfe=policy.nfe - nfe, images_scored=len(images), parts=self._parts(images, task.prompts))
+
+    def _parts(
+        self, images: np.ndarray, prompts: Sequence[str], missing: Container[int] = ()
+    ) -> dict[str, list[float | None]]:
+        """Scores by each of several rewards; `None` where there is no image, or none for it."""
+        assert self._score is not None
+        parts = self._score(images, prompts).parts
+        return {
+            name: [float(v) if row not in missing and np.isfinite(v) else None for row, v in enumerate(values)]
+            for name, values in parts.items()
+        }
 
     def _policy(self, pipeline: str) -> Any:
         from rayjobs.runtime.models import pipeline_folder

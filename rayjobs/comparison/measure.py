@@ -13,6 +13,8 @@ from rayjobs.comparison.pool import Pool, pool
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
+from rayjobs.reward_options import RewardOptions
+from rayjobs.rewards import reward_plans
 from rayjobs.runtime.evaluation import choose
 from rayjobs.runtime.training_data import PAIRS
 from sharpening.evaluation.comparison.records import SystemCost
@@ -58,7 +60,11 @@ class Measurement:
             return
         options = self._options
         with pool(
-            "comparison", options.num_actors, options.actor_threads, options.ray_address, reward=bool(sought)
+            "comparison",
+            options.num_actors,
+            options.actor_threads,
+            options.ray_address,
+            reward_plans(RewardOptions()) if sought else (),
         ) as actors:
             for seed in bases:
                 self._draw(actors, "base", seed, options.pretrained_model_name_or_path, None)

@@ -47,6 +47,7 @@ class SearchTask:
         options: Options of the search: steps, guidance.
         keep: Whether the images come back.
         prompts: The prompts themselves, where they are not the benchmark's; their images are not judged.
+        sample: Scores of a sample of images by each of several rewards: the scale of the search.
     """
 
     search: str
@@ -57,6 +58,30 @@ class SearchTask:
     options: dict[str, Any]
     keep: bool = False
     prompts: tuple[str, ...] = ()
+    sample: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Images that nobody searched for, scored by each of several rewards.
+
+    Attributes:
+        seed: Seed of the noise.
+        pipeline: The base model's folder, or `embedded`.
+        items: Places of the prompts, one an image.
+        prompts: The prompts, one an image.
+        images: Numbers of the images among those of their prompts.
+        guidance_scale: Guidance.
+        steps: Sampler steps.
+    """
+
+    seed: int
+    pipeline: str
+    items: tuple[int, ...]
+    prompts: tuple[str, ...]
+    images: tuple[int, ...]
+    guidance_scale: float
+    steps: int
 
 
 @dataclass
@@ -73,6 +98,7 @@ class Answer:
         nfe: Denoiser evaluations.
         images_scored: Images sent to the reward.
         seconds: Time, by stage.
+        parts: Scores of the images by each of several rewards, in its own unit; `None` where there is none.
     """
 
     judgements: "list[ImageJudgement]" = field(default_factory=list)
@@ -84,3 +110,4 @@ class Answer:
     nfe: int = 0
     images_scored: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
