@@ -233,7 +233,7 @@ def running_replicas(name: str) -> int:
 
 
 def replica_counts() -> dict[str, int]:
-    """Replicas that Serve knows to be running, of every application it has.
+    """Replicas that Serve knows to be running, of every application that it has and is to keep.
 
     Returns:
         Their number, over all deployments of an application, by its name.
@@ -243,6 +243,7 @@ def replica_counts() -> dict[str, int]:
             count for d in app.deployments.values() for state, count in d.replica_states.items() if state == "RUNNING"
         )
         for name, app in serve.status().applications.items()
+        if app.status != "DELETING"
     }
 
 

@@ -165,20 +165,21 @@ class ReplicaWatch:
 
     def __init__(self, wanted: dict[str, int], timeout_s: float, tell: Callable[[str], Any]) -> None:
         self._wanted, self._timeout_s, self._tell = wanted, timeout_s, tell
-        self._whole = dict.fromkeys(wanted, True)
+        self._missing = dict.fromkeys(wanted, 0)  # replicas at the last look, all and one more where it was gone
 
     def look(self, running: dict[str, int]) -> None:
         """Compare what runs with what is wanted.
 
         Args:
-            running: Running replicas by application; those that Serve does not have are absent.
+            running: Running replicas by application; those that Serve does not have, or deletes, are absent.
         """
         for name, wanted in self._wanted.items():
-            missing = wanted - running.get(name, 0)
-            if self._whole[name] and name not in running:
+            gone = wanted + 1
+            missing, known = max(0, wanted - running.get(name, -1)), self._missing[name]
+            if missing == gone and known < gone:
                 self._tell(f"'{name}' is not on Serve any more; scoring waits for it, {self._timeout_s:g} s at most")
-            elif self._whole[name] and missing > 0:
+            elif missing and not known:
                 self._tell(f"{missing} of {wanted} replicas of '{name}' died; Serve starts as many again")
-            elif not self._whole[name] and missing <= 0:
+            elif known and not missing:
                 self._tell(f"'{name}' has all its replicas again")
-            self._whole[name] = missing <= 0
+            self._missing[name] = missing

@@ -58,7 +58,7 @@ def test_statistics_survive_a_metrics_file_and_leave_later_updates_out() -> None
     three = before(rows[:3], 3, ("a", "b-c"))
     assert before(rows, 3, ("a", "b-c")) == three
     for name in ("a", "b-c"):
-        expected = merge([s for s in seen[:3]])[name]
+        expected = merge(seen[:3])[name]
         assert three[name].count == expected.count
         assert (three[name].mean, three[name].std) == pytest.approx((expected.mean, expected.std), rel=1e-12)
     assert columns({"a": Moments()}) == {}  # a reward that scored nothing has no mean
@@ -199,10 +199,9 @@ def test_a_reward_that_is_down_or_answers_for_other_images_is_an_error() -> None
     with pytest.raises(RewardUnavailable, match="b is down"):
         CombinedScore({"a": Brightness(), "b": down}, Mix(WEIGHTS))(IMAGES, PROMPTS)
     for scores in ([1.0] * 5, [[1.0]] * 6):
+        score = CombinedScore({"a": Brightness(), "b": lambda i, p, own=scores: Scores(np.array(own))}, Mix(WEIGHTS))
         with pytest.raises(ValueError, match=r"the reward 'b' answered with shape .* for 6 images"):
-            CombinedScore({"a": Brightness(), "b": lambda i, p: Scores(np.array(scores))}, Mix(WEIGHTS))(
-                IMAGES, PROMPTS
-            )  # noqa: B023
+            score(IMAGES, PROMPTS)
     with pytest.raises(ValueError, match="do not fit the rewards a, c"):
         CombinedScore({"a": Brightness(), "c": down}, Mix(WEIGHTS))
 
@@ -210,11 +209,8 @@ def test_a_reward_that_is_down_or_answers_for_other_images_is_an_error() -> None
 def test_no_image_is_no_error() -> None:
     for combine in ("sum", "ranks"):
         found = CombinedScore({"a": Brightness(), "b": Brightness()}, Mix(WEIGHTS, combine))(IMAGES[:0], [])
-        assert (len(found.values), found.failures, {n: len(v) for n, v in found.parts.items()}) == (
-            0,
-            {},
-            {"a": 0, "b": 0},
-        )
+        assert (len(found.values), found.failures) == (0, {})
+        assert {name: len(values) for name, values in found.parts.items()} == {"a": 0, "b": 0}
 
 
 def test_requests_that_share_a_call_get_their_own_parts_back() -> None:

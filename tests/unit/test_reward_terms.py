@@ -224,10 +224,14 @@ def test_the_file_goes_into_the_configuration_and_a_resumed_run_keeps_what_score
 def test_the_log_tells_of_replicas_that_die_and_of_applications_that_are_gone() -> None:
     said: list[str] = []
     watch = ReplicaWatch({"a": 2, "b": 1}, 120.0, said.append)
-    for running in ({"a": 2, "b": 1}, {"a": 1, "b": 1}, {"a": 1}, {"a": 1, "b": 0}, {"a": 2, "b": 1, "others": 0}):
+    looks: list[dict[str, int]] = [
+        {"a": 2, "b": 1}, {"a": 1, "b": 0}, {"a": 1}, {"a": 1}, {"a": 1, "b": 0}, {"a": 2, "b": 1, "others": 0},
+    ]  # fmt: skip
+    for running in looks:
         watch.look(running)
     assert said == [
         "1 of 2 replicas of 'a' died; Serve starts as many again",
+        "1 of 1 replicas of 'b' died; Serve starts as many again",
         "'b' is not on Serve any more; scoring waits for it, 120 s at most",
         "'a' has all its replicas again",
         "'b' has all its replicas again",
