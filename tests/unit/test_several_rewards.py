@@ -1,5 +1,6 @@
 """Several rewards in the plain loop, in a run's accounts, its evaluation and its looks at held-out prompts."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from rayjobs.options import RLHFOptions
+from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
 from rayjobs.runtime.evaluation import JUDGE, EvaluationPart, EvaluationTask, draw, results
 from rayjobs.runtime.experience import HandOver, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
@@ -136,6 +138,22 @@ def test_the_row_of_an_update_does_not_depend_on_who_was_faster() -> None:
     assert rows[0]["dropped"] == 0
     lost = rollout_row([summary(0, ((3, "green: not finite"), (4, "red: timeout"))), summary(9)], actors=1)
     assert (lost["dropped"], lost["dropped_green_not_finite"], lost["dropped_red_timeout"]) == (2, 1, 1)
+
+
+def test_a_coordinator_standardises_by_the_updates_before_a_version(tmp_path: Path) -> None:
+    spec = CoordinatorSpec("r", str(tmp_path), 6, 0, 4, 2, 1, 9, 0.5, Mix(WEIGHTS))
+    coordinator = Coordinator(spec)
+    rows = [{"update": u, **columns({n: Moments.of([u, u + 1.0 + i]) for i, n in enumerate(NAMES)})} for u in range(4)]
+    for row in rows:
+        coordinator._metrics.append(row)
+    for version in (3, 2, 3, 0):  # rollouts that lag behind ask for older versions
+        assert coordinator._statistics(version) == before(rows, version, NAMES)
+    # The learner group starts again at update 1: what was seen later is forgotten until it is seen again.
+    assert coordinator._statistics(1) == before(rows, 1, NAMES)
+    asyncio.run(coordinator.begin(1, {}, rows[:1]))
+    assert coordinator._statistics(3) == before(rows[:1], 3, NAMES)
+    alone = Coordinator(CoordinatorSpec("r", str(tmp_path / "alone"), 6, 0, 4, 2, 1, 9, 0.5))
+    assert alone._statistics(3) == {}
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------
