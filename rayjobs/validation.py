@@ -252,7 +252,13 @@ def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
     check_terms(options)
     settings = settle_config(options)
     for plan in reward_plans(options):
-        check_reward_files(plan)
+        try:
+            check_reward_files(plan)
+        except OptionError as error:
+            own = settings.get(plan.name, {}).get(error.option.removeprefix("reward_"))
+            if own is None or own not in (plan.model, plan.checkpoint):  # a flag said so
+                raise
+            raise OptionError("reward_config", f"{plan.name}: {error.problem}", error.remedy) from error
     return settings or None
 
 
@@ -275,7 +281,10 @@ def check_reward_files(plan: RewardPlan) -> None:
 
     Args:
         plan: The reward.
-    """
+
+    Raises:
+        OptionError: If a file is not there, or damaged.
+    """  # noqa: DOC502
     if plan.term.reward == "clip":
         check_clip_files(plan.model or EMBEDDED, plan.checkpoint)
 

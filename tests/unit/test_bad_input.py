@@ -91,6 +91,21 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
     ("argv", "option", "says"),
     [
         ("--reward hpsv7", "reward", "choose one of clip"),
+        ("--reward clip:0", "reward", "must be a finite number other than 0"),
+        ("--reward clip,clip", "reward", "named twice"),
+        ("--reward absent.module:Mine", "reward", "put its folder on PYTHONPATH"),
+        ("--reward clip,tests.own_rewards:colour", "reward", "'colour' is a category of the evaluation"),
+        ("--reward_combine ranks", "reward_combine", "one reward has no ranks"),
+        ("--reward_combine mean", "reward_combine", "choose one of sum, ranks"),
+        ("--reward_model clap=x", "reward_model", "this job has no reward 'clap'"),
+        (
+            "--reward embedded-aesthetic,clip --reward_model clip=/nowhere",
+            "reward_model",
+            "there is no folder /nowhere",
+        ),
+        ("--reward_config absent.yaml", "reward_config", "cannot read absent.yaml"),
+        ("--watch clip", "watch", "clip is a reward of the training"),
+        ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
         ("--branches 1", "branches", "pass --branches 2 or more"),
         ("--branches two", "branches", "'two' is not a whole number"),
         ("--temperature -0.1", "temperature", "must be at least 0, is -0.1"),
@@ -170,6 +185,10 @@ def test_reward_model(error, models, tmp_path):
     broken = shutil.copytree(models / "clip", tmp_path / "broken")
     (broken / "open_clip_model.safetensors").unlink()
     assert error("--reward_model", broken)[0] == "reward_model"
+    (tmp_path / "rewards.json").write_text(json.dumps({"clip": {"model": str(broken)}}))
+    second = ("--reward", "embedded-verifier,clip", "--reward_model", "embedded-verifier=x")
+    named, line = error(*second, "--reward_config", tmp_path / "rewards.json")
+    assert (named, line.startswith("clip: ")) == ("reward_config", True)
 
 
 def test_architecture_with_a_pretrained_tag_passes(good):
