@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from rayjobs.command_line import read_config
 from rayjobs.declaring import EMBEDDED
@@ -19,6 +19,7 @@ from sharpening.rewards.mix import Mix
 from sharpening.rewards.terms import Term, TermError, check_importable
 
 CONFIG = "reward_config"
+RESERVED = ("model", "checkpoint", "device", "batch_size")  # arguments that every scorer is given
 PAIR = re.compile(r"[\w.:-]+=")  # a path with an equals sign begins with ./ or /
 SECRET_NAME = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|passphrase|authorization|credentials?)$", re.I)
 SECRET_URL = re.compile(r"://[^/\s@]*:[^/\s@]*@")
@@ -35,6 +36,14 @@ class RewardSettings(BaseModel):
     num_gpus: float | None = Field(default=None, ge=0)
     num_threads: int | None = Field(default=None, ge=1)
     options: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _not_said_elsewhere(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in RESERVED:
+            if name in value:
+                raise ValueError(f"'{name}' is no option: every scorer is given it")
+        return value
 
 
 SERVING = ("replicas", "num_gpus")  # what does not change a score
@@ -233,7 +242,7 @@ def _explain(error: Exception, name: str, where: str) -> tuple[str, str]:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{name} has '{path}', which is no setting{where}", f"it may have {_known()}"
-    return f"{path} of {name}: {first['msg'].lower()}{where}", "correct the value"
+    return f"{path} of {name}: {first['msg'].removeprefix('Value error, ')}{where}", "correct the value"
 
 
 def _secrets(values: Any) -> Iterator[str]:

@@ -157,55 +157,25 @@ def start_reward_app(
         ModelFolderError: if the model is a folder here that is damaged; nothing is deployed.
         RewardUnavailable: if the replicas do not come up; the application is removed again.
     """  # noqa: DOC502
-    (handle,) = start_reward_apps([options or RewardAppOptions()], http, timeout_s)
-    return handle
-
-
-def start_reward_apps(
-    wanted: Sequence[RewardAppOptions], http: bool = False, timeout_s: float = 180.0
-) -> list[DeploymentHandle]:
-    """Deploy several reward applications at once, as `start_reward_app` does one, and wait until all answer.
-
-    Args:
-        wanted: what is served, and with what resources.
-        http: whether a Serve instance started here listens for HTTP.
-        timeout_s: seconds to wait for all replicas.
-
-    Returns:
-        A handle each.
-
-    Raises:
-        ModelFolderError: if a model is a folder here that is damaged; nothing is deployed.
-        RewardUnavailable: if replicas do not come up; all the applications are removed again.
-    """  # noqa: DOC502
     from reward_servers.app import build_app
 
-    wanted = [_located(options) for options in wanted]
+    options = options or RewardAppOptions()
+    if options.model and os.path.exists(options.model):
+        if options.reward == "clip":
+            check_clip_folder(options.model)
+        # Replicas may run in another folder.
+        options = options.model_copy(update={"model": os.path.abspath(options.model)})
     serve.start(proxy_location="HeadOnly" if http else "Disabled", logging_config={"enable_access_log": False})
-    targets = [serve.RunTarget(target=build_app(options), name=options.name, route_prefix=None) for options in wanted]
-    handles = serve.run_many(targets, wait_for_applications_running=False)
+    target = serve.RunTarget(target=build_app(options), name=options.name, route_prefix=None)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
     started = time.monotonic()
-    waiting = [options.name for options in wanted]
-    while waiting := [name for name in waiting if _application_state(name)[0] != "RUNNING"]:
+    while (state := _application_state(options.name))[0] != "RUNNING":
         waited = time.monotonic() - started
-        failed = [name for name in waiting if waited > timeout_s or _application_state(name)[0] == "DEPLOY_FAILED"]
-        if failed:
-            reason = _application_state(failed[0])[1]
-            for options in wanted:
-                stop_reward_app(options.name)
-            raise RewardUnavailable(f"the reward '{failed[0]}' did not start within {waited:.0f} s: {reason}")
+        if state[0] == "DEPLOY_FAILED" or waited > timeout_s:
+            stop_reward_app(options.name)
+            raise RewardUnavailable(f"the reward '{options.name}' did not start within {waited:.0f} s: {state[1]}")
         time.sleep(0.1)
-    return list(handles)
-
-
-def _located(options: RewardAppOptions) -> RewardAppOptions:
-    """Options whose paths say the same in every folder, as replicas may run in another one."""
-    if options.reward == "clip" and options.model and os.path.exists(options.model):
-        check_clip_folder(options.model)
-    paths = {name: getattr(options, name) for name in ("model", "checkpoint")}
-    return options.model_copy(
-        update={name: os.path.abspath(path) for name, path in paths.items() if path and os.path.exists(path)}
-    )
+    return handle
 
 
 def stop_reward_app(name: str = "reward") -> None:
@@ -229,22 +199,9 @@ def running_replicas(name: str) -> int:
     Returns:
         Their number, over all its deployments; 0 where there is no such application.
     """
-    return replica_counts().get(name, 0)
-
-
-def replica_counts() -> dict[str, int]:
-    """Replicas that Serve knows to be running, of every application that it has and is to keep.
-
-    Returns:
-        Their number, over all deployments of an application, by its name.
-    """
-    return {
-        name: sum(
-            count for d in app.deployments.values() for state, count in d.replica_states.items() if state == "RUNNING"
-        )
-        for name, app in serve.status().applications.items()
-        if app.status != "DELETING"
-    }
+    application = serve.status().applications.get(name)
+    deployments = application.deployments.values() if application else ()
+    return sum(count for d in deployments for state, count in d.replica_states.items() if state == "RUNNING")
 
 
 def _application_state(name: str) -> tuple[str, str]:

@@ -58,4 +58,4 @@ class RewardAppOptions(BaseModel):
         given = {"model": self.model, "checkpoint": self.checkpoint}
         device = self.device or ("cuda" if self.num_gpus > 0 else "cpu")
         chosen = {name: value for name, value in given.items() if value is not None}
-        return {**chosen, "device": device, "batch_size": self.batch_size, **self.options}
+        return {**chosen, **self.options, "device": device, "batch_size": self.batch_size}

@@ -165,7 +165,8 @@ def test_flags_and_file_say_what_each_reward_is_served_with(tmp_path: Path) -> N
         ({"reward_config": {"clap": {}}}, "reward_config", "this job has no reward 'clap'"),
         ({"reward_config": {"clip": 3}}, "reward_config", "clip has no settings; it may have model, checkpoint"),
         ({"reward_config": {"clip": {"replica": 2}}}, "reward_config", "clip has 'replica', which is no setting"),
-        ({"reward_config": {"clip": {"replicas": 0}}}, "reward_config", "replicas of clip: input should be greater"),
+        ({"reward_config": {"clip": {"replicas": 0}}}, "reward_config", "replicas of clip: Input should be greater"),
+        ({"reward_config": {"clip": {"options": {"device": "x"}}}}, "reward_config", "options of clip: 'device' is no"),
         ({"reward_config": {"clip": {"options": {"api_key": "x"}}}}, "reward_config", "'api_key' of clip looks like a"),
         ({"reward_config": {"clip": {"options": {"a": [{"Authorization": "x"}]}}}}, "reward_config", "'Authorization'"),
         ({"reward_config": {"clip": {"options": {"url": "https://me:pw@host/v1"}}}}, "reward_config", "'url' of clip"),
@@ -212,13 +213,13 @@ def test_the_file_goes_into_the_configuration_and_a_resumed_run_keeps_what_score
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
-    first = options({"clip": {"replicas": 2, "options": {"batch_size": 8}}})
+    first = options({"clip": {"replicas": 2, "options": {"weights": [8]}}})
     (tmp_path / "config.json").write_text(json.dumps(first.config()))
     again = parse(["--config", str(tmp_path / "config.json")])
-    assert again.reward_config == {"clip": {"replicas": 2, "options": {"batch_size": 8}}}
-    assert check_resume(options({"clip": {"options": {"batch_size": 8}}, "embedded-aesthetic": {"num_gpus": 0.5}}))
+    assert again.reward_config == {"clip": {"replicas": 2, "options": {"weights": [8]}}}
+    assert check_resume(options({"clip": {"options": {"weights": [8]}}, "embedded-aesthetic": {"num_gpus": 0.5}}))
     with pytest.raises(OptionError, match="reward_config: differs from that of the run"):
-        check_resume(options({"clip": {"options": {"batch_size": 4}}}))
+        check_resume(options({"clip": {"options": {"weights": [4]}}}))
 
 
 def test_the_log_tells_of_replicas_that_die_and_of_applications_that_are_gone() -> None:
