@@ -73,7 +73,7 @@ class ServeScore:
             Scores of the N images; `failures` says "rejected" for all of them if the scorer refused the request.
 
         Raises:
-            RewardUnavailable: if there was no answer until the deadline.
+            RewardUnavailable: if there was no answer until the deadline, or the scorer itself says so.
         """
         started = time.monotonic()
         reference = ray.put(images)
@@ -86,6 +86,8 @@ class ServeScore:
             try:
                 scores = self._ask(reference, list(prompts), min(self._request_timeout_s, remaining))
             except (TimeoutError, CancelledError, RayError, RayServeException) as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, RewardUnavailable):
+                    raise RewardUnavailable(str(error.cause)) from None  # the scorer has done its own waiting
                 if _raised_by_scorer(error):
                     logger.warning("reward '%s' rejected %d images: %s", self.name, len(images), _one_line(error))
                     return Scores(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-FailureReason = Literal["timeout", "unavailable", "rejected", "not finite"]
+FailureReason = Literal["timeout", "unavailable", "rejected", "unreadable answer", "not finite"]
 """Why an image has no score."""
 
 
