@@ -27,7 +27,7 @@ from tenacity import (
 from sharpening.rewards.grader.answer import UnreadableAnswer, read_marks
 from sharpening.rewards.grader.dialect import Dialect
 from sharpening.rewards.grader.endpoint import Endpoint
-from sharpening.rewards.grader.failures import NoGrade, failure, seconds_asked_for, worth_another_try
+from sharpening.rewards.grader.failures import NoGrade, failure, seconds_asked_for, words_of_refusal, worth_another_try
 from sharpening.rewards.grader.rubric import correction, question
 from sharpening.rewards.grader.usage import GraderUsage
 
@@ -135,12 +135,12 @@ class Examiner:
         try:
             return await self._request(client, messages, deadline, dialect)
         except (BadRequestError, UnprocessableEntityError) as error:
-            lesser = dialect.without_refused(str(error))
+            lesser = dialect.without_refused(error.response.text)
             if lesser is None:
                 raise
             if self.dialect == dialect:  # or another image's question has found it out already
                 self.dialect = lesser
-                words = self._endpoint.redact(str(error))
+                words = self._endpoint.redact(words_of_refusal(error))
                 logger.warning("the grader does not know a parameter, asking with %s from now on: %s", lesser, words)
         return await self._send(client, messages, deadline)
 

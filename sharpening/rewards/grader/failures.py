@@ -73,9 +73,16 @@ def failure(error: OpenAIError | TimeoutError, endpoint: Endpoint) -> NoGrade | 
     return NoGrade("unavailable", endpoint.redact(f"{error} {type(cause).__name__}: {cause}"))
 
 
+def words_of_refusal(error: APIStatusError) -> str:
+    """What an endpoint said when it refused: the message in OpenAI's form, or else all of it."""
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else None
+    return f"status {error.status_code}: {message or error.response.text}"
+
+
 def _refusal(error: APIStatusError, endpoint: Endpoint) -> NoGrade | RewardUnavailable:
     status, where = error.status_code, f"the grader at {endpoint.url}"
-    words = endpoint.redact(str(error))
+    words = endpoint.redact(words_of_refusal(error))
     if status == 401 or (status == 403 and not any(word in words.lower() for word in _FLAGGED)):
         return RewardUnavailable(
             f"{where} does not accept the API key (status {status}); set the environment variable "

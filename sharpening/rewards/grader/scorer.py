@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 from openai import AsyncOpenAI
 
 from sharpening.rewards.base import RewardUnavailable, Scores
+from sharpening.rewards.grader.cache import ScoreCache, key_of
 from sharpening.rewards.grader.endpoint import MODEL, Endpoint
 from sharpening.rewards.grader.examiner import Examiner, Patience
 from sharpening.rewards.grader.failures import NoGrade
@@ -99,8 +99,7 @@ class GraderScorer:
         self._usage = GraderUsage(prompt_price=prompt_price, completion_price=completion_price)
         patience = Patience(timeout_s, deadline_s, max_attempts, max_answers)
         self._examiner = Examiner(self._endpoint, patience, detail, seed, self._usage)
-        self._concurrency, self._cache_size = concurrency, cache_size
-        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._concurrency, self._cache = concurrency, ScoreCache(cache_size)
         self._turn = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,22 +124,22 @@ class GraderScorer:
             RewardUnavailable: if the endpoint refuses key or model, or gave no answer for any image.
         """  # noqa: DOC502
         check_request(images, prompts)
-        keys = [_key(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        keys = [key_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         with self._turn:
             requests = self._usage.requests
-            known = {key: self._known[key] for key in keys if key in self._known}
+            known = {key: score for key in keys if (score := self._cache.get(key)) is not None}
             pairs = {key: (images[i], prompts[i]) for i, key in enumerate(keys) if key not in known}
-            outcomes: dict[bytes, Outcome] = {**known, **(asyncio.run(self._grade_all(pairs)) if pairs else {})}
-            scores = self._scores([outcomes[key] for key in keys])
-            self._remember({key: outcome for key, outcome in outcomes.items() if isinstance(outcome, float)})
+            graded = asyncio.run(self._grade_all(pairs)) if pairs else {}
+            outcomes: list[Outcome] = [known[key] if key in known else graded[key] for key in keys]
+            scores = self._scores(outcomes)
             self._usage.images += len(keys)
             self._usage.cached += len(keys) - len(pairs)
             self._usage.failures.update(scores.failures.values())
             if self._usage.requests != requests:
-                logger.info("grader %s: %s", self._endpoint.model, self._usage)
-        if _all_silent([outcomes[key] for key in keys]):
+                logger.info("grader %s: %s", self._endpoint.model, self.usage())
+        if _all_silent(outcomes):
             raise RewardUnavailable(
-                f"the grader at {self._endpoint.url} gave no answer for any of {len(keys)} images: {outcomes[keys[0]]}"
+                f"the grader at {self._endpoint.url} gave no answer for any of {len(keys)} images: {outcomes[0]}"
             )
         return scores
 
@@ -169,27 +168,29 @@ class GraderScorer:
         """Grade pairs of image and prompt side by side; what stops everything ends the other questions too."""
         free, silence = asyncio.Semaphore(self._concurrency), _Silence(max(FEWEST_SILENT, self._concurrency))
 
-        async def outcome_of(image: np.ndarray, prompt: str) -> Outcome:
+        async def outcome_of(key: bytes) -> Outcome:
             async with free:
                 if silence.reached:
                     return NoGrade("unavailable", "not asked: the images before it had no answer")
+                outcome: Outcome
                 try:
-                    outcome: Outcome = await self._examiner.grade(client, image, prompt)
+                    outcome = score = await self._examiner.grade(client, *pairs[key])
+                    self._cache.put(key, score)  # at once: the rest of the call may still be given up
                 except NoGrade as error:
                     outcome = error
                 silence.hear(outcome)
                 return outcome
 
         # `max_retries`: the examiner's retries know the deadline. `timeout`: so do its time-outs.
-        key, url = self._endpoint.key(), self._endpoint.url
-        async with AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=None) as client:
+        secret, url = self._endpoint.key(), self._endpoint.url
+        async with AsyncOpenAI(api_key=secret, base_url=url, max_retries=0, timeout=None) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = {name: group.create_task(outcome_of(*pair)) for name, pair in pairs.items()}
+                    tasks = {key: group.create_task(outcome_of(key)) for key in pairs}
             except ExceptionGroup as errors:
                 first = errors.exceptions[0]
             else:
-                return {name: task.result() for name, task in tasks.items()}
+                return {key: task.result() for key, task in tasks.items()}
         raise first
 
     def _scores(self, outcomes: Sequence[Outcome]) -> Scores:
@@ -202,13 +203,6 @@ class GraderScorer:
             logger.warning("grader %s: %d of %d images have no grade: %s", self._endpoint.model, len(failed),
                            len(outcomes), words)  # fmt: skip
         return Scores(values, {i: outcome.reason for i, outcome in failed.items()})
-
-    def _remember(self, scores: dict[bytes, float]) -> None:
-        for key, score in scores.items():
-            self._known[key] = score
-            self._known.move_to_end(key)
-        while len(self._known) > self._cache_size:
-            self._known.popitem(last=False)
 
 
 class _Silence:
@@ -235,11 +229,3 @@ def _all_silent(outcomes: Sequence[Outcome]) -> bool:
     """Whether the endpoint is down: no image was answered, and not only because answers take long."""
     down = any(isinstance(outcome, NoGrade) and outcome.reason == "unavailable" for outcome in outcomes)
     return down and all(map(_is_silent, outcomes))
-
-
-def _key(image: np.ndarray, prompt: str) -> bytes:
-    """What tells one pair of image and prompt from all others."""
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(image.tobytes())
-    digest.update(prompt.encode("utf-8", "surrogatepass"))
-    return digest.digest()
