@@ -60,7 +60,7 @@ def _score_same_size(score: ScoreFn, requests: list[Request]) -> list[Scores | E
         scores = score(images, prompts)
         if len(scores.values) != len(images):
             raise RuntimeError(f"the scorer gave {len(scores.values)} scores for {len(images)} images")
-    except RewardUnavailable as error:  # it concerns them all; one by one they would only wait as long again
+    except RewardUnavailable as error:  # the reward as a whole: asking for each by itself would take N times as long
         return [error] * len(requests)
     except Exception as error:  # whatever a scorer raises belongs to the request that caused it
         if len(requests) == 1:

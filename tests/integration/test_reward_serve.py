@@ -22,6 +22,7 @@ import yaml
 
 from sharpening.checks import ModelFolderError
 from sharpening.rewards import RewardUnavailable, Scores
+from sharpening.rewards.base import RewardMisconfigured
 from sharpening.rewards.clip import ClipScorer
 from tests.openai_server import OpenAIServer, Reply, openai_server, refusal, score_of
 from tests.small_clip import make_clip_folder
@@ -171,9 +172,7 @@ def test_the_grader_behind_serve(app: str, endpoint: OpenAIServer) -> None:
         assert (counted["grader_cached"], counted["grader_failures"]) == (4, 4)
         assert counted["grader_requests"] == len(endpoint.received)
         endpoint.always = refusal(401, "expired")
-        with pytest.raises(
-            RewardUnavailable, match="^the grader at [^\n]* set the environment variable OPENAI_API_KEY"
-        ):
+        with pytest.raises(RewardMisconfigured, match="^the grader at [^\n]* does not accept the API key"):
             score(images[:1], ["d"])
     finally:
         stop_reward_app("grader-test")

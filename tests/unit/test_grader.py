@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sharpening.rewards import RewardUnavailable, Scores, load_reward
+from sharpening.rewards import RewardUnavailable, load_reward
+from sharpening.rewards.base import RewardMisconfigured
 from sharpening.rewards.grader.answer import UnreadableAnswer, read_marks
 from sharpening.rewards.grader.endpoint import OPENAI_URL, Endpoint, check_url
 from sharpening.rewards.grader.scorer import GraderScorer
@@ -152,7 +153,7 @@ def test_an_unreadable_answer_is_asked_for_again_and_then_a_failure_of_its_image
 def test_what_was_wrong_with_an_answer_is_said_with_the_next_question(server: OpenAIServer, make: MakeScorer) -> None:
     server.script = {"a": [Reply(UNREADABLE["missing"]), Reply(UNREADABLE["above"]), Reply(GOOD)]}
     scores = make()(pictures(1), ["a"])
-    assert scores == Scores(scores.values, {})
+    assert scores.failures == {}
     assert scores.values.tolist() == [60.0]
     first, second, third = (request.body["messages"] for request in server.asked("a"))
     assert second[:2] == first
@@ -279,7 +280,7 @@ def test_what_no_image_would_survive_stops_everything_at_once(
     name: str, server: OpenAIServer, make: MakeScorer
 ) -> None:
     server.always, words = REFUSALS[name]
-    with pytest.raises(RewardUnavailable, match=words) as raised:
+    with pytest.raises(RewardMisconfigured, match=words) as raised:
         make(concurrency=2)(pictures(30), [f"prompt {i}" for i in range(30)])
     assert len(server.received) <= 3
     assert KEY not in str(raised.value)
@@ -454,11 +455,11 @@ def test_the_key_is_read_at_each_call_and_kept_nowhere(
     assert scorer(pictures(1), ["c"]).failures == {}  # a server of one's own may need none
     for wrong in (KEY + "\n", "schlüssel", "two words"):
         monkeypatch.setenv("MY_KEY", wrong)
-        with pytest.raises(RewardUnavailable, match="the API key in MY_KEY has spaces, line ends") as raised:
+        with pytest.raises(RewardMisconfigured, match="the API key in MY_KEY has spaces, line ends") as raised:
             scorer(pictures(1), ["d"])
         assert wrong.strip() not in str(raised.value)
     monkeypatch.delenv("MY_KEY")
-    with pytest.raises(RewardUnavailable, match="needs an API key; set the environment variable MY_KEY"):
+    with pytest.raises(RewardMisconfigured, match="needs an API key; set the environment variable MY_KEY"):
         make(base_url=OPENAI_URL, api_key_variable="MY_KEY")
 
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sharpening.rewards.base import RewardUnavailable
+from sharpening.rewards.base import RewardMisconfigured
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Endpoint:
 
         Raises:
             ValueError: if there is no model, or the URL is none.
-            RewardUnavailable: if the key is missing or malformed.
+            RewardMisconfigured: if the key is missing or malformed.
         """  # noqa: DOC502
         if not model.strip():
             raise ValueError("the grader needs a model; pass its id, such as gpt-4o-mini")
@@ -64,17 +64,17 @@ class Endpoint:
             The key; a placeholder where none is set.
 
         Raises:
-            RewardUnavailable: if OpenAI's own endpoint is to be asked without a key, or the key fits no HTTP header.
+            RewardMisconfigured: if OpenAI's own endpoint is to be asked without a key, or the key fits no HTTP header.
         """
         key = os.environ.get(self.key_variable, "")
         if not key and urlsplit(self.url).hostname == urlsplit(OPENAI_URL).hostname:
-            raise RewardUnavailable(
+            raise RewardMisconfigured(
                 f"the grader at {self.url} needs an API key; set the environment variable {self.key_variable}, or "
                 "OPENAI_BASE_URL to a server that needs none"
             )
         # The HTTP client would name a key that it cannot send in its error.
         if not all("!" <= character <= "~" for character in key):
-            raise RewardUnavailable(
+            raise RewardMisconfigured(
                 f"the API key in {self.key_variable} has spaces, line ends or other characters that no HTTP header "
                 "carries; set it again"
             )

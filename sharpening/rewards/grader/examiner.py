@@ -89,7 +89,7 @@ class Examiner:
 
         Raises:
             NoGrade: if this image has none.
-            RewardUnavailable: if no image will have one.
+            RewardMisconfigured: if no image will have one.
         """  # noqa: DOC502
         deadline = asyncio.get_running_loop().time() + self._patience.deadline_s
         if not _is_unicode(prompt):

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
-from sharpening.rewards.base import FailureReason, RewardUnavailable
+from sharpening.rewards.base import FailureReason, RewardMisconfigured
 from sharpening.rewards.grader.endpoint import Endpoint
 
 NO_CREDIT = 402  # as OpenRouter and others say it
@@ -55,7 +55,7 @@ def seconds_asked_for(error: BaseException) -> float:
     return seconds if seconds > 0 else 0.0
 
 
-def failure(error: OpenAIError | TimeoutError, endpoint: Endpoint) -> NoGrade | RewardUnavailable:
+def failure(error: OpenAIError | TimeoutError, endpoint: Endpoint) -> NoGrade | RewardMisconfigured:
     """What an error that was not mended means.
 
     Args:
@@ -80,21 +80,21 @@ def words_of_refusal(error: APIStatusError) -> str:
     return f"status {error.status_code}: {message or error.response.text}"
 
 
-def _refusal(error: APIStatusError, endpoint: Endpoint) -> NoGrade | RewardUnavailable:
+def _refusal(error: APIStatusError, endpoint: Endpoint) -> NoGrade | RewardMisconfigured:
     status, where = error.status_code, f"the grader at {endpoint.url}"
     words = endpoint.redact(words_of_refusal(error))
     if status == 401 or (status == 403 and not any(word in words.lower() for word in _FLAGGED)):
-        return RewardUnavailable(
+        return RewardMisconfigured(
             f"{where} does not accept the API key (status {status}); set the environment variable "
             f"{endpoint.key_variable} to one that may use {endpoint.model}"
         )
     if status == 404:
-        return RewardUnavailable(
+        return RewardMisconfigured(
             f"{where} does not know the model {endpoint.model} or that address ({words}); pass a model that it has, "
             "and a URL up to and including /v1"
         )
     if _out_of_credit(error):
-        return RewardUnavailable(f"{where} says that the account of {endpoint.key_variable} has no credit left")
+        return RewardMisconfigured(f"{where} says that the account of {endpoint.key_variable} has no credit left")
     if worth_another_try(error):
         return NoGrade("unavailable", words)
     return NoGrade("rejected", words)

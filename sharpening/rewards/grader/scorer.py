@@ -83,7 +83,7 @@ class GraderScorer:
 
         Raises:
             ValueError: if an option cannot be meant.
-            RewardUnavailable: if the API key is missing or malformed.
+            RewardMisconfigured: if the API key is missing or malformed.
         """  # noqa: DOC502
         self._options: dict[str, Any] = {
             "model": model, "base_url": base_url, "api_key_variable": api_key_variable, "concurrency": concurrency,
@@ -121,7 +121,8 @@ class GraderScorer:
 
         Raises:
             ValueError: if the arguments have other shapes or types.
-            RewardUnavailable: if the endpoint refuses key or model, or gave no answer for any image.
+            RewardMisconfigured: if the endpoint refuses key or model.
+            RewardUnavailable: if it gave no answer for any image.
         """  # noqa: DOC502
         check_request(images, prompts)
         keys = [key_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
