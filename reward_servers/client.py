@@ -73,7 +73,8 @@ class ServeScore:
             Scores of the N images; `failures` says "rejected" for all of them if the scorer refused the request.
 
         Raises:
-            RewardUnavailable: if there was no answer until the deadline, or at once if the scorer is misconfigured.
+            RewardUnavailable: if there was no answer until the deadline.
+            RewardMisconfigured: at once, if the scorer says that asking again is of no use.
         """
         started = time.monotonic()
         reference = ray.put(images)
