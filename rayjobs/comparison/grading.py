@@ -7,7 +7,7 @@ from rayjobs.comparison.results import Store
 from rayjobs.errors import OptionError
 from sharpening.rewards import RewardUnavailable, load_reward
 
-CHECK_S = 60.0  # in which a wrong endpoint shows; a run's own questions have more patience
+CHECK_ATTEMPTS = 3  # enough for a wrong address to show; a run's own questions have more patience
 NONE = "the grader is a multimodal model behind an endpoint, and none was given (--grader_url)"
 
 
@@ -38,7 +38,7 @@ def check_grader(options: CompareOptions) -> None:
     if wanted is None:
         return
     try:
-        grader: Any = load_reward("grader", **wanted, deadline_s=CHECK_S)
+        grader: Any = load_reward("grader", **wanted, max_attempts=CHECK_ATTEMPTS)
         grader.check()
     except (RewardUnavailable, ValueError) as error:
         problem, _, remedy = str(error).partition("; ")

@@ -315,6 +315,12 @@ def test_what_the_endpoint_does_not_know_is_left_out_from_then_on(
     assert [set(request.body) for request in later] == [{"model", "messages"}] * 5
 
 
+def test_an_endpoint_that_never_tires_of_refusing_is_not_asked_for_ever(server: OpenAIServer, make: MakeScorer) -> None:
+    server.always = refusal(400, "response_format, temperature and seed are not what I like")
+    assert make()(pictures(1), ["a"]).failures == {0: "rejected"}
+    assert len(server.received) == 5  # with everything, two lesser forms, no temperature, no seed
+
+
 # -- side by side, once, and at what cost ----------------------------------------------------------------------------
 
 
@@ -396,12 +402,13 @@ def test_tokens_and_their_price_are_counted_and_told_once_a_call(
 
 
 def test_calls_from_several_threads_take_turns(server: OpenAIServer, make: MakeScorer) -> None:
+    server.always = Reply(GOOD, delay_s=0.2)
     scorer, images = make(concurrency=2), pictures(3)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda i: scorer(images, [f"{i}-{k}" for k in range(3)]), range(4)))
-    wanted = [[score_of(images[k], f"{i}-{k}") for k in range(3)] for i in range(4)]
-    assert np.array([scores.values for scores in found]) == pytest.approx(np.array(wanted), rel=1e-6)
+        found = list(threads.map(lambda _: scorer(images, list("abc")), range(4)))
+    assert [scores.values.tolist() for scores in found] == [[60.0] * 3] * 4
     assert server.peak <= 2
+    assert len(server.received) == 3  # the first call's scores were known to the others
 
 
 def test_requests_that_meet_an_endpoint_that_is_down_are_answered_together(

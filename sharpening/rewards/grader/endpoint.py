@@ -105,12 +105,12 @@ def check_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url.strip())
-        parts.port  # noqa: B018 - raises where it is no number
+        host, _ = parts.hostname, parts.port  # a port that is no number raises
     except ValueError as error:
         raise ValueError("the grader's URL cannot be read; pass one such as http://127.0.0.1:8000/v1") from error
     if parts.username is not None or parts.password is not None:
         raise ValueError("the grader's URL names a user or password; pass it without, and the key by the environment")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise ValueError("the grader's URL is not of the form http(s)://host[:port]/path, as http://127.0.0.1:8000/v1")
     return url.strip().rstrip("/")
 
