@@ -167,7 +167,7 @@ def test_a_model_that_refuses_rejects_the_image(server: OpenAIServer, make: Make
     server.script = {
         "refused": [Reply(body=completion(None, refusal="I cannot judge that."))],
         "filtered": [Reply(body=completion("{", finish_reason="content_filter"))],
-        "policy": [refusal(400, "the image violates the content policy", code="content_policy_violation")],
+        "policy": [refusal(400, "sunflower seeds violate the content policy", code="content_policy_violation")],
         "flagged": [refusal(403, "your input was flagged by moderation")],
         "large": [refusal(413, "too large")],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +11,10 @@ from sharpening.rewards.grader.rubric import SCHEMA
 Form = Literal["json_schema", "json_object", "text"]
 
 _LESSER: dict[Form, Form] = {"json_schema": "json_object", "json_object": "text"}
-_FORM_WORDS = ("response_format", "json_schema", "json_object", "structured output", "guided")
+# Whole words, for a refusal of the prompt may repeat it: "sunflower seeds" are no parameter.
+_FORM = re.compile(r"\b(response_format|json_schema|json_object)\b", re.IGNORECASE)
+_TEMPERATURE = re.compile(r"\btemperature\b", re.IGNORECASE)
+_SEED = re.compile(r"\bseed\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,10 @@ class Dialect:
         Returns:
             A lesser dialect; `None` if the words name none of its parameters, and the image or prompt is refused.
         """
-        words = refusal.lower()
-        if self.form in _LESSER and any(word in words for word in _FORM_WORDS):
+        if self.form in _LESSER and _FORM.search(refusal):
             return replace(self, form=_LESSER[self.form])
-        if self.temperature and "temperature" in words:
+        if self.temperature and _TEMPERATURE.search(refusal):
             return replace(self, temperature=False)
-        if self.seed and "seed" in words:
+        if self.seed and _SEED.search(refusal):
             return replace(self, seed=False)
         return None
