@@ -17,6 +17,7 @@ import pytest
 
 from rayjobs.command_line import parse
 from rayjobs.options import JobOptions
+from rayjobs.runtime.cluster import SETTINGS
 from sharpening.evaluation.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +124,8 @@ def shared_ray() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
         import ray
         from ray import serve
 

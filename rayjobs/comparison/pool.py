@@ -60,14 +60,9 @@ class Pool:
 
 @contextmanager
 def pool(
-    name: str,
-    count: int,
-    threads: int,
-    address: str | None,
-    rewards: Sequence[RewardPlan] = (),
-    mix: Mix | None = None,
-    timeout: float = 120.0,
-) -> Iterator[Pool]:
+    name: str, count: int, threads: int, address: str | None, rewards: Sequence[RewardPlan] = (),
+    mix: Mix | None = None, timeout: float = 120.0, grader: dict[str, Any] | None = None,
+) -> Iterator[Pool]:  # fmt: skip
     """Start actors, and the rewards on Serve where they search; all end with the block.
 
     Args:
@@ -78,6 +73,7 @@ def pool(
         rewards: What the actors search with; none where they do not search.
         mix: How several rewards become one; `None` where there is one.
         timeout: Seconds for which the reward may stay down.
+        grader: Options of the multimodal grader that the actors ask; `None` where nothing is graded.
 
     Yields:
         The pool.
@@ -102,7 +98,7 @@ def pool(
                 name=f"sharpening/{name}/judge-{index}", num_cpus=each, num_gpus=gpus, max_restarts=RETRIES,
                 max_task_retries=RETRIES, scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": cluster.thread_environment(threads, count * threads, resources["CPU"])},
-            ).remote(f"sharpening/{name}/judge-{index}", device, threads, score)
+            ).remote(f"sharpening/{name}/judge-{index}", device, threads, score, grader)
             for index in range(count)
         ]  # fmt: skip
         if rewards:

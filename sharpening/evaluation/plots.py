@@ -25,9 +25,8 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def _series(rows: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
-    """A metric over the rows under the first of its names that occurs; NaN (a gap in the line) where it is absent."""
-    name = next((name for name in names if any(row.get(name) is not None for row in rows)), names[0])
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """A metric over the rows; NaN (a gap in the line) where it is absent."""
     return np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows])
 
 

@@ -1,8 +1,7 @@
 """Guidance distillation: the conditional prediction learns to be what the reference predicts under guidance.
 
-A model that is meant to be used under guidance is hard to sharpen: guidance amplifies what the conditional prediction
-learns and the noise in it alike (docs/notebook.md). With its guidance folded into the weights it is sampled, and
-sharpened, unguided, at half the evaluations. This is the first stage of Meng et al. (arXiv 2210.03142, Eq. 2) at one
+With its guidance folded into the weights a model is sampled, and sharpened, unguided, at half the evaluations; what
+sharpening adds to it then is no guidance learnt a second time (docs/notebook.md). This is the first stage of Meng et al. (arXiv 2210.03142, Eq. 2) at one
 guidance scale, on the sampler's own states.
 """
 
@@ -10,11 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from sharpening import losses
 from sharpening.data.source import Batch
 from sharpening.methods.base import Loss, Seeds, check_batch
 from sharpening.methods.collecting import Stopwatch, precision, stratified_places
-from sharpening.methods.states import StateExperience, state_errors
+from sharpening.methods.states import StateExperience, regression
 from sharpening.options.guidance_distillation import GuidanceDistillationOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
@@ -98,7 +96,4 @@ class GuidanceDistillation:
         Returns:
             Mean over groups, with its metrics; `error` is unweighted.
         """
-        error = state_errors(policy, experience)[:, 0, 0]
-        omega = losses.min_snr_weights(policy.snr(experience.timesteps[:, 0]), self.options.snr_gamma).to(error)
-        value = (omega * error).mean()
-        return Loss(value, {"loss": float(value.detach()), "error": float(error.detach().mean())})
+        return regression(policy, experience, self.options.snr_gamma)

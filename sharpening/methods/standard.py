@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from sharpening import losses
 from sharpening.data.source import Batch
 from sharpening.methods.base import Loss, Seeds
 from sharpening.methods.collecting import Stopwatch, stratified_places
@@ -13,7 +12,7 @@ from sharpening.methods.states import (
     check_images,
     drop_prompts,
     group_noise,
-    state_errors,
+    regression,
     training_timesteps,
 )
 from sharpening.options.standard import StandardOptions
@@ -87,7 +86,4 @@ class StandardFineTuning:
         Returns:
             Mean over groups, with its metrics; `error` is unweighted.
         """
-        error = state_errors(policy, experience)[:, 0, 0]
-        omega = losses.min_snr_weights(policy.snr(experience.timesteps[:, 0]), self.options.snr_gamma).to(error)
-        value = (omega * error).mean()
-        return Loss(value, {"loss": float(value.detach()), "error": float(error.detach().mean())})
+        return regression(policy, experience, self.options.snr_gamma)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sharpening import losses
 from sharpening.data.source import Batch
-from sharpening.methods.base import Experience, Seeds, check_batch
+from sharpening.methods.base import Experience, Loss, Seeds, check_batch
 from sharpening.policies.base import Condition, Policy
 from sharpening.schedule import Schedule
 from sharpening.seeds import generator, noise
@@ -58,6 +58,23 @@ def state_errors(policy: Policy, experience: StateExperience) -> Float[Tensor, "
     error = losses.mean_squared_error(prediction.eps, experience.target[exists].to(policy.device))
     places = tuple(index.to(policy.device) for index in (group, member, step))
     return torch.zeros(exists.shape, device=policy.device, dtype=error.dtype).index_put(places, error)
+
+
+def regression(policy: Policy, experience: StateExperience, snr_gamma: float) -> Loss:
+    """`ω_t ‖ε_θ(x_t, c, t) − ε‖²` over groups of one member and one state.
+
+    Args:
+        policy: the model in training.
+        experience: at least one group.
+        snr_gamma: γ of `ω_t = min(SNR, γ) / SNR`; 0: all weigh the same.
+
+    Returns:
+        Mean over groups, with its metrics; `error` is unweighted.
+    """
+    error = state_errors(policy, experience)[:, 0, 0]
+    omega = losses.min_snr_weights(policy.snr(experience.timesteps[:, 0]), snr_gamma).to(error)
+    value = (omega * error).mean()
+    return Loss(value, {"loss": float(value.detach()), "error": float(error.detach().mean())})
 
 
 def check_images(batch: Batch, seeds: Seeds, count: int) -> None:

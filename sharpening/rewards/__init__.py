@@ -19,6 +19,7 @@ REWARDS: dict[str, str] = {
     "embedded-non_spatial": "sharpening.rewards.embedded:NonSpatialScorer",
     "embedded-compositional": "sharpening.rewards.embedded:CompositionalScorer",
     "embedded-verifier": "sharpening.rewards.verifier:VerifierScorer",
+    "grader": "sharpening.rewards.grader.scorer:GraderScorer",
 }
 """Import path of each scorer's class, by the name users give it."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-FailureReason = Literal["timeout", "unavailable", "rejected", "not finite"]
+FailureReason = Literal["timeout", "unavailable", "rejected", "unreadable answer", "not finite"]
 """Why an image has no score."""
 
 
@@ -49,3 +49,7 @@ def blamed(reward: str, reason: str) -> str:
 
 class RewardUnavailable(Exception):
     """The reward as a whole stays down: no image can be scored, and retrying was given up."""
+
+
+class RewardMisconfigured(RewardUnavailable):
+    """It will stay down until somebody mends it: a key is missing, a model has another name. Retrying is of no use."""

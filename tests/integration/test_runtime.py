@@ -124,7 +124,7 @@ def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Model
     home.mkdir()
     folder = tmp_path / "run"
     evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
-    arguments = runs.flags(models, folder, num_rollout_actors=2, **evaluation)
+    arguments = runs.flags(models, folder, **evaluation)
     process = runs.start_process(arguments, home)
     try:
         runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= 3, "three updates")
@@ -135,11 +135,12 @@ def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Model
     assert len(runs.curve(folder)) < runs.UPDATES
     assert not (folder / "pipeline").exists()
     command = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", str(folder)]
+    command += ["--num_rollout_actors", "2"]
     process = runs.start_process(command, home)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     runs.check_whole(folder)
-    assert runs.curve(folder) == runs.curve(undisturbed)  # with two rollout actors, and over a kill
+    assert runs.curve(folder) == runs.curve(undisturbed)  # over a kill, and with two rollout actors since
     assert not (home / ".ray" / "auth_token").exists()
 
     # The evaluation: paired, at both guidance scales, in the table and in summary.json.
