@@ -131,8 +131,10 @@ class ImageScorer(ABC):
     def _score_batch(self, images: np.ndarray, text: np.ndarray) -> np.ndarray:
         """Scores float64 `[B]` of one batch: images uint8 `[B, H, W, 3]` and what was read off their prompts."""
         with torch.inference_mode():
-            features = self._image_features(images)
-            return self._compare_tensors(features, self._to_device(text)).double().cpu().numpy()
+            return self._score_features(self._image_features(images), text)
+
+    def _score_features(self, features: Tensor, text: np.ndarray) -> np.ndarray:
+        return self._compare_tensors(features, self._to_device(text)).double().cpu().numpy()
 
     def _image_features(self, batch: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).contiguous()
@@ -145,8 +147,8 @@ class ImageScorer(ABC):
         def evaluate(images: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
                 features = self._image_features(images)
-                scores = self._compare_tensors(features, self._to_device(text))
-                return torch.cat([features.flatten(1), scores[:, None]], dim=1).cpu().numpy()
+                scores = self._score_features(features, text)
+            return np.concatenate([features.flatten(1).cpu().numpy(), scores[:, None]], axis=1)
 
         return rows_are_independent(evaluate, noise_images(self.batch_size, self.image_size))
 
