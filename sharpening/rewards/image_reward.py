@@ -114,7 +114,7 @@ def load_tokenizer(where: str, words: int) -> Any:
         The tokenizer.
 
     Raises:
-        RewardModelError: if it does not load, or has more words than the checkpoint.
+        RewardModelError: if it does not load, or has not as many words as the checkpoint.
     """
     from transformers import BertTokenizer
 
@@ -127,10 +127,10 @@ def load_tokenizer(where: str, words: int) -> Any:
             f"BERT's tokenizer does not load from {where} ({one_line(error)}); put its vocab.txt beside the checkpoint "
             f"and pass that folder as --{MODEL}"
         ) from error
-    if len(tokenizer) > words:
+    if len(tokenizer) != words:  # transformers makes an empty tokenizer of a folder without a vocabulary
         raise RewardModelError(
-            f"{where} and its two special tokens make {len(tokenizer)} words, but the checkpoint knows {words}; put "
-            f"the vocab.txt it was trained with beside it and pass that folder as --{MODEL}"
+            f"the tokenizer of {where} knows {len(tokenizer)} words, but the checkpoint {words}; put the vocab.txt "
+            f"that it was trained with beside it and pass that folder as --{MODEL}"
         )
     return tokenizer
 

@@ -53,10 +53,12 @@ class PickScorer(CosineScorer):
             ValueError: if `batch_size` is below 1.
         """  # noqa: DOC502
         check_folder(model, weights=checkpoint is None)
-        place = torch.device(device)
+        folder, place = Path(model).expanduser(), torch.device(device)
+        own = folder.is_dir()
+        model = str(folder) if own else model
         self._model = load_clip_model(model, checkpoint).to(place)
         self._scale = float(self._model.logit_scale.exp())
-        self._tokenizer, preprocessing = load_processor(processor or (model if Path(model).exists() else PROCESSOR))
+        self._tokenizer, preprocessing = load_processor(processor or (model if own else PROCESSOR))
         self._max_length = min(_MAX_LENGTH, self._model.config.text_config.max_position_embeddings)
         super().__init__(preprocessing, place, batch_size)
 
@@ -89,16 +91,16 @@ def load_clip_model(model: str, checkpoint: str | None) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     option, where = (CHECKPOINT, checkpoint) if checkpoint else (MODEL, model)
+    # Shapes that do not fit are told like what is missing: `check_loaded` refuses both.
+    how = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     path = weights_file(checkpoint, CHECKPOINT) if checkpoint else None
     weights = None if path is None else read_weights(path)
     try:
         if weights is None:
-            loaded, info = CLIPModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            loaded, info = CLIPModel.from_pretrained(model, **how)
         else:
             config = CLIPConfig.from_pretrained(model)
-            loaded, info = CLIPModel.from_pretrained(
-                None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-            )
+            loaded, info = CLIPModel.from_pretrained(None, config=config, state_dict=weights, **how)
     except Exception as error:  # transformers raises whatever it meets
         raise RewardModelError(
             f"{where} does not load as a CLIPModel ({one_line(error)}); pass another one as --{option}", option

@@ -87,7 +87,7 @@ class Preprocessing(nn.Module):
     def _resize(self, pixels: Tensor) -> Tensor:
         """Images of the model's size; floats are not rounded, but kept in 0..255 unless the transform is exact."""
         from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+        from torchvision.transforms.v2 import functional as F  # its uint8 kernels round as PIL does
 
         interpolation = InterpolationMode.BILINEAR if self._linear else InterpolationMode.BICUBIC
         pixels = F.resize(pixels, self._resized(*pixels.shape[-2:]), interpolation, antialias=True)
