@@ -129,7 +129,9 @@ def test_an_aesthetic_score_does_not_depend_on_the_prompt_and_fails_alone(option
     assert scorer(image, ["a"]).values == scorer(image, ["a red circle"]).values
     with torch.no_grad():
         scorer._head[4].bias.fill_(torch.inf)
-    assert scorer(np.repeat(image, 3, 0), ["a"] * 3).failures == dict.fromkeys(range(3), "not finite")
+    scores = scorer(np.repeat(image, 3, 0), ["a"] * 3)
+    assert scores.failures == dict.fromkeys(range(3), "not finite")
+    assert np.isnan(scores.values).all()
 
 
 def test_batch_sizes_below_one_are_refused(options: dict[str, dict[str, Any]]) -> None:
