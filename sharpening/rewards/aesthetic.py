@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharpening.rewards.aesthetic_files import ARCHITECTURE, HEAD, LINEAR, RELU, default_tag, head_layout
+from sharpening.rewards.aesthetic_files import ARCHITECTURE, HEAD, LINEAR, OPENAI, RELU, head_layout
 from sharpening.rewards.clip import load_open_clip
 from sharpening.rewards.layouts import CHECKPOINT
 from sharpening.rewards.preprocessing import Preprocessing
@@ -43,8 +43,10 @@ class AestheticScorer(ImageScorer):
             RewardModelError: if CLIP or head cannot be loaded, or do not fit.
             ValueError: if `batch_size` is below 1.
         """  # noqa: DOC502
+        import open_clip
+
         place = torch.device(device)
-        clip, _ = load_open_clip(model, default_tag(model), place)
+        clip, _ = load_open_clip(model, OPENAI if model in open_clip.list_models() else None, place)
         self._clip = clip.visual
         preprocessing = Preprocessing.of_open_clip(clip.visual.preprocess_cfg)
         with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sharpening.rewards.clip_files import architectures, check_model
+from sharpening.rewards.clip_files import check_model
 from sharpening.rewards.layouts import CHECKPOINT, Shapes, check_layout, file_shapes, local_weights
 
 ARCHITECTURE, OPENAI = "ViT-L-14", "openai"
@@ -75,8 +75,3 @@ def stack_shapes(width: int, numbers: Sequence[int], prefix: str = "layers") -> 
     for number, inputs, outputs in zip(numbers, (width, *WIDTHS), WIDTHS, strict=False):
         shapes |= {f"{prefix}.{number}.weight": (outputs, inputs), f"{prefix}.{number}.bias": (outputs,)}
     return shapes
-
-
-def default_tag(model: str) -> str | None:
-    """The pretrained tag of a CLIP that the head reads: OpenAI's for an architecture, none for a folder or hub id."""
-    return OPENAI if model in architectures() else None

@@ -49,7 +49,7 @@ _RENAMED = (  # of the vision tower: ours in ImageReward's checkpoint → transf
 
 
 class ImageRewardScorer(ImageScorer):
-    """ImageReward of images: standardised over its training set, so that 0 is average; about −2.3 to 2.
+    """ImageReward of images: standardised over its training set, so that 0 is average.
 
     The text encoder reads the prompt's first 35 tokens and attends to the image; its first token's state goes through
     the MLP.

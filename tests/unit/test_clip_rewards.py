@@ -107,6 +107,25 @@ def hps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hps_checkpoint(tmp_path_factory.mktemp("hps") / "HPS_v2.1_compressed.pt")
 
 
+def test_an_architectures_weights_are_openais_with_openais_gelu(
+    architecture: str, hps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from open_clip.pretrained import _PRETRAINED
+
+    published = {"file": str(hps), "quick_gelu": True, "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    monkeypatch.setitem(_PRETRAINED, architecture, {"openai": published})
+    torch.save(head_state("linear", 32), tmp_path / "head.pth")
+    images = random_images((32, 32))
+    model = open_clip.CLIP(**HPS_ARCHITECTURE, quick_gelu=True)
+    model.load_state_dict(torch.load(hps, weights_only=True)["state_dict"])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        expected = published_head(head_state("linear", 32), "linear")(model.encode_image(pixels, normalize=True))[:, 0]
+    scores = AestheticScorer(architecture, str(tmp_path / "head.pth")).score(images, PROMPTS)
+    np.testing.assert_allclose(scores.values, expected.numpy(), atol=1e-6)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_hps_is_the_published_inference(architecture: str, hps: Path, size: tuple[int, int]) -> None:
     model = open_clip.CLIP(**HPS_ARCHITECTURE)
