@@ -5,11 +5,9 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
 from rayjobs.resume import LATEST, check_resume
 from sharpening.options import OptionError as MethodError
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def validate(options: JobOptions) -> JobOptions:
@@ -177,23 +173,12 @@ def local_folder(option: str, value: str) -> Path | None:
     Raises:
         OptionError: If it is neither.
     """
-    path = Path(value).expanduser()
-    if path.exists():
-        return path
-    if HUB_ID.fullmatch(value) and not path.parent.exists():
-        check_hub_id(option, value)
-        return None
-    raise OptionError(option, f"there is no folder {value}", f"pass a model folder, a hub id or '{EMBEDDED}'")
+    from sharpening.checks import ModelFolderError, local_path
 
-
-def check_hub_id(option: str, value: str) -> None:
-    """Refuse a hub id that offline mode cannot reach and that is not in the cache."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-        return
-    home = Path(os.environ.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    if not (cache / f"models--{value.replace('/', '--')}").is_dir():
-        raise OptionError(option, f"HF_HUB_OFFLINE is set and {value} is not in the cache", "pass a model folder")
+    try:
+        return local_path(value, f"pass a model folder, a hub id or '{EMBEDDED}'")
+    except ModelFolderError as error:
+        raise OptionError(option, *_reason(error)) from error
 
 
 def check_model(options: JobOptions) -> int | None:
@@ -233,42 +218,13 @@ def check_model(options: JobOptions) -> int | None:
 
 def check_reward_model(options: JobOptions) -> None:
     """Refuse a reward model that is not there."""
-    from sharpening import checks
+    from sharpening.rewards.base import RewardModelError
+    from sharpening.rewards.files import check_reward_files
 
-    value, checkpoint = options.reward_model, options.reward_checkpoint
-    architecture = value in _clip_architectures()
-    folder: Path | None = None
-    if value == EMBEDDED:
-        from sharpening.shapes.assets import clip_folder
-
-        folder = clip_folder()
-    elif not architecture:
-        folder = local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
     try:
-        if folder is not None:
-            checks.check_clip_folder(folder)
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_model", *_reason(error)) from error
-    if architecture and checkpoint is None:
-        raise OptionError(
-            "reward_checkpoint", f"the architecture {value} comes without weights", "pass a file or a pretrained tag"
-        )
-    if checkpoint is None or not (os.sep in checkpoint or Path(checkpoint).suffix in (".safetensors", ".pt", ".bin")):
-        return
-    if not Path(checkpoint).is_file():
-        raise OptionError("reward_checkpoint", f"there is no file {checkpoint}", "pass a file or a pretrained tag")
-    try:
-        if checkpoint.endswith(".safetensors"):
-            checks.check_safetensors(Path(checkpoint))
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_checkpoint", *_reason(error)) from error
-
-
-def _clip_architectures() -> set[str]:
-    """Names of open_clip's architectures, read from its files: importing it would import torch."""
-    spec = find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return {path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")}
+        check_reward_files(options.reward, options.reward_model, options.reward_checkpoint)
+    except RewardModelError as error:
+        raise OptionError(error.option, *_reason(error)) from error
 
 
 def _reason(error: Exception) -> tuple[str, str]:
