@@ -5,11 +5,9 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,9 @@ from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
-from rayjobs.rewards import RewardPlan, check_terms, reward_plans, settle_config
+from rayjobs.rewards import check_terms, reward_plans, settle_config
 from sharpening.options import OptionError as MethodError
 from sharpening.rewards.terms import reward_column
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def validate(options: JobOptions) -> JobOptions:
@@ -183,23 +179,12 @@ def local_folder(option: str, value: str) -> Path | None:
     Raises:
         OptionError: If it is neither.
     """
-    path = Path(value).expanduser()
-    if path.exists():
-        return path
-    if HUB_ID.fullmatch(value) and not path.parent.exists():
-        check_hub_id(option, value)
-        return None
-    raise OptionError(option, f"there is no folder {value}", f"pass a model folder, a hub id or '{EMBEDDED}'")
+    from sharpening.checks import ModelFolderError, local_path
 
-
-def check_hub_id(option: str, value: str) -> None:
-    """Refuse a hub id that offline mode cannot reach and that is not in the cache."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-        return
-    home = Path(os.environ.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    if not (cache / f"models--{value.replace('/', '--')}").is_dir():
-        raise OptionError(option, f"HF_HUB_OFFLINE is set and {value} is not in the cache", "pass a model folder")
+    try:
+        return local_path(value, f"pass a model folder, a hub id or '{EMBEDDED}'")
+    except ModelFolderError as error:
+        raise OptionError(option, *_reason(error)) from error
 
 
 def check_model(options: JobOptions) -> int | None:
@@ -248,17 +233,21 @@ def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
 
     Raises:
         OptionError: For the first thing that is wrong.
-    """  # noqa: DOC502
+    """
+    from sharpening.rewards.base import RewardModelError
+    from sharpening.rewards.files import check_reward_files
+
     check_terms(options)
     settings = settle_config(options)
     for plan in reward_plans(options):
         try:
-            check_reward_files(plan)
-        except OptionError as error:
+            check_reward_files(plan.term.reward, plan.model, plan.checkpoint)
+        except RewardModelError as error:
+            problem, remedy = _reason(error)
             own = settings.get(plan.name, {}).get(error.option.removeprefix("reward_"))
-            if own is None or own not in (plan.model, plan.checkpoint):  # a flag said so
-                raise
-            raise OptionError("reward_config", f"{plan.name}: {error.problem}", error.remedy) from error
+            if own is not None and own in (plan.model, plan.checkpoint):  # the file said so, no flag
+                raise OptionError("reward_config", f"{plan.name}: {problem}", remedy) from error
+            raise OptionError(error.option, problem, remedy) from error
     return settings or None
 
 
@@ -274,66 +263,6 @@ def check_watched(options: JobOptions) -> None:
             category = taken.get(reward_column(term.name))
             if category is not None:
                 raise OptionError(option, f"'{term.name}' is a category of the evaluation", "rename the class")
-
-
-def check_reward_files(plan: RewardPlan) -> None:
-    """Refuse a reward's model or checkpoint that is not there; rewards without files of ours are taken at their word.
-
-    Args:
-        plan: The reward.
-
-    Raises:
-        OptionError: If a file is not there, or damaged.
-    """  # noqa: DOC502
-    if plan.term.reward == "clip":
-        check_clip_files(plan.model or EMBEDDED, plan.checkpoint)
-
-
-def check_clip_files(value: str, checkpoint: str | None) -> None:
-    """Refuse a CLIP model that is not there.
-
-    Args:
-        value: "embedded", a folder, hub id or architecture.
-        checkpoint: Weights of an architecture.
-
-    Raises:
-        OptionError: If it is neither, or damaged.
-    """
-    from sharpening import checks
-
-    architecture = value in _clip_architectures()
-    folder: Path | None = None
-    if value == EMBEDDED:
-        from sharpening.shapes.assets import clip_folder
-
-        folder = clip_folder()
-    elif not architecture:
-        folder = local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
-    try:
-        if folder is not None:
-            checks.check_clip_folder(folder)
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_model", *_reason(error)) from error
-    if architecture and checkpoint is None:
-        raise OptionError(
-            "reward_checkpoint", f"the architecture {value} comes without weights", "pass a file or a pretrained tag"
-        )
-    if checkpoint is None or not (os.sep in checkpoint or Path(checkpoint).suffix in (".safetensors", ".pt", ".bin")):
-        return
-    if not Path(checkpoint).is_file():
-        raise OptionError("reward_checkpoint", f"there is no file {checkpoint}", "pass a file or a pretrained tag")
-    try:
-        if checkpoint.endswith(".safetensors"):
-            checks.check_safetensors(Path(checkpoint))
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_checkpoint", *_reason(error)) from error
-
-
-def _clip_architectures() -> set[str]:
-    """Names of open_clip's architectures, read from its files: importing it would import torch."""
-    spec = find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return {path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")}
 
 
 def _reason(error: Exception) -> tuple[str, str]:

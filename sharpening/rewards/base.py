@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from sharpening.checks import ModelFolderError
+
 FailureReason = Literal["timeout", "unavailable", "rejected", "unreadable answer", "not finite"]
 """Why an image has no score."""
 
@@ -53,3 +55,21 @@ class RewardUnavailable(Exception):
 
 class RewardMisconfigured(RewardUnavailable):
     """It will stay down until somebody mends it: a key is missing, a model has another name. Retrying is of no use."""
+
+
+class RewardModelError(ModelFolderError):
+    """A reward's model is missing, damaged or of another kind; the message names the file and what to do.
+
+    Attributes:
+        option: the option that names the model, `reward_model` or `reward_checkpoint`.
+    """
+
+    def __init__(self, message: str, option: str = "reward_model") -> None:
+        """Make the error.
+
+        Args:
+            message: one sentence: what is wrong; what to do.
+            option: the option that names the model.
+        """
+        super().__init__(message)
+        self.option = option

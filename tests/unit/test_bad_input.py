@@ -186,7 +186,7 @@ def test_reward_model(error, models, tmp_path):
     (broken / "open_clip_model.safetensors").unlink()
     assert error("--reward_model", broken)[0] == "reward_model"
     (tmp_path / "rewards.json").write_text(json.dumps({"clip": {"model": str(broken)}}))
-    second = ("--reward", "embedded-verifier,clip", "--reward_model", "embedded-verifier=x")
+    second = ("--reward", "embedded-verifier,clip", "--reward_model", "embedded-verifier=embedded")
     named, line = error(*second, "--reward_config", tmp_path / "rewards.json")
     assert (named, line.startswith("clip: ")) == ("reward_config", True)
 
