@@ -208,20 +208,25 @@ def load_in_process(plans: Sequence[RewardPlan], mix: Mix | None, **common: Any)
 
 
 def _given(value: str | None, option: str, names: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` pairs by name; a plain value is the first reward's."""
+    """`NAME=VALUE` pairs by name, whose values may have commas; a plain value is the first reward's."""
     if value is None or (option == "reward_model" and value == EMBEDDED):
         return {}
     if not PAIR.match(value):
         return {names[0]: value}
     found: dict[str, str] = {}
-    for item in value.split(","):
-        name, equals, own = (part.strip() for part in item.partition("="))
-        if not equals or not own:
-            raise OptionError(option, f"'{item.strip()}' is no NAME=VALUE", "pass NAME=VALUE,NAME=VALUE")
+    name = ""
+    for item in (part.strip() for part in value.split(",")):
+        if not PAIR.match(item):  # the last value goes on: a reward may have several files
+            found[name] += f",{item}"
+            continue
+        name, _, own = item.partition("=")
         _check_known(option, name, names)
         if name in found:
             raise OptionError(option, f"{name} is named twice", "name it once")
-        found[name] = own
+        found[name] = own.strip()
+    for name, own in found.items():
+        if not all(own.split(",")):
+            raise OptionError(option, f"'{name}={own}' is no NAME=VALUE", "pass NAME=VALUE,NAME=VALUE")
     return found
 
 

@@ -4,7 +4,6 @@ import json
 import pickle
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,16 +221,6 @@ def test_requests_that_share_a_call_get_their_own_parts_back() -> None:
     whole = score(IMAGES, PROMPTS)
     for name in ("a", "b"):
         np.testing.assert_array_equal(np.concatenate([first.parts[name], second.parts[name]]), whole.parts[name])
-
-
-def test_the_documented_reward_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "several-rewards.md"
-    (tmp_path / "my_rewards.py").write_text(page.read_text().split("```python\n")[1].split("```")[0])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    score = load_rewards("my_rewards:Calm", options={"Calm": {"strength": 2.0}}, device="cpu", batch_size=4)
-    flat = np.full((1, 4, 4, 3), 9, np.uint8)
-    stripes = np.tile(np.array([0, 255], np.uint8)[None, None, :, None], (1, 4, 2, 3))
-    np.testing.assert_array_equal(score(np.concatenate([flat, stripes]), ["", ""]).values, [1.0, -1.0])
 
 
 def test_rewards_by_their_text() -> None:

@@ -149,6 +149,8 @@ def test_flags_and_file_say_what_each_reward_is_served_with(tmp_path: Path) -> N
     shared = reserve(options, {"CPU": 4.0, "GPU": 2.0}, gpu=True)
     assert shared.gpus[2] * 7 + shared.gpus[0] * 2 <= 1.0
     assert shared.cpus(2) == pytest.approx(2 * shared.reward, abs=0.02)
+    three = reward_plans(RLHFOptions(reward=TWO, reward_checkpoint="embedded-aesthetic=a,b/l=3, c,clip=d"))
+    assert [plan.checkpoint for plan in three] == ["d", "a,b/l=3,c"]  # a reward may have several files
     # A path with an equals sign begins with ./ or /; a plain value is the first reward's.
     assert reward_plans(RLHFOptions(reward=TWO, reward_model="./lr=3/model"))[0].model == "./lr=3/model"
     assert [plan.model for plan in reward_plans(RLHFOptions(reward=TWO, reward_model="plain"))] == ["plain", None]
@@ -158,7 +160,7 @@ def test_flags_and_file_say_what_each_reward_is_served_with(tmp_path: Path) -> N
     ("changes", "option", "says"),
     [
         ({"reward_model": "clap=x"}, "reward_model", "this job has no reward 'clap'; it has clip, embedded-aesthetic"),
-        ({"reward_model": "clip=x,y"}, "reward_model", "'y' is no NAME=VALUE"),
+        ({"reward_model": "clip=x,,y"}, "reward_model", "'clip=x,,y' is no NAME=VALUE"),
         ({"reward_model": "clip=x,clip=y"}, "reward_model", "clip is named twice"),
         ({"reward_checkpoint": "clip="}, "reward_checkpoint", "'clip=' is no NAME=VALUE"),
         ({"reward_config": "absent.yaml"}, "reward_config", "cannot read absent.yaml"),
