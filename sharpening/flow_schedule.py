@@ -20,9 +20,9 @@ CLEAN = -1
 class FlowSchedule:
     """A flow's noise levels and the grid of diffusers' FlowMatchEulerDiscreteScheduler.
 
-    A timestep t stands for the time `u = (t + 1) / 2^24` in (0, 1]; t = −1 is the clean end. The model's shift s takes it
-    to the noise level `σ_t = s u / (1 + (s − 1) u)` (Esser et al., arXiv 2403.03206, Eq. 23), so that timesteps drawn
-    uniformly are the model's own training distribution of levels, up to its weighting of them.
+    A timestep t stands for the time `u = (t + 1) / 2^24` in (0, 1]; t = −1 is the clean end. The model's shift s takes
+    it to the noise level `σ_t = s u / (1 + (s − 1) u)` (Esser et al., arXiv 2403.03206, Eq. 23), in training and in
+    sampling: timesteps drawn evenly lean to high noise as the model's own do.
 
     Attributes:
         scheduler: diffusers' scheduler with the model's configuration; it makes the grids.

@@ -108,8 +108,8 @@ def ddim_moments(
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*#shape"]]:
     """Mean and standard deviation of a DDIM step's Gaussian (arXiv 2010.02502, Eq. 12 with the σ_t(η) of Eq. 16).
 
-    At η = 1 the deviation is that of the posterior `q(x_prev | x_t, x_0)`, at any η the step leaves x_prev's noise level
-    at σ_prev; neither needs `α² + σ² = 1` (docs/flow-matching.md).
+    At η = 1 the deviation is that of the posterior `q(x_prev | x_t, x_0)`, and at any η x_prev has the noise level
+    σ_prev; neither needs `α² + σ² = 1` (docs/flow-matching.md).
 
     Args:
         x0: predicted clean latent.
@@ -172,7 +172,7 @@ def ddim_step(
 
 
 def ddim_scheduler(config: Mapping[str, Any]) -> DDIMScheduler:
-    """diffusers' DDIM scheduler of a scheduler configuration of any class.
+    """Make the DDIM scheduler of a scheduler configuration of any class.
 
     Args:
         config: a diffusers scheduler's configuration.

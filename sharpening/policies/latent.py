@@ -1,4 +1,4 @@
-"""What the adapters of diffusers' text-to-image pipelines share: prompts and their cache, the VAE, the saved pipeline."""
+"""What the adapters of diffusers' text-to-image pipelines share: prompts and their cache, the VAE, saving."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LatentPolicy(ScheduledPolicy):
         self._pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part).eval()
         if getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None:
-            raise ValueError("a consistency model's UNet is told the guidance with the time; pass the model it came from")
+            raise ValueError("a consistency model's UNet needs a sampler of its own; pass the model it came from")
         for name, module in pipeline.components.items():
             if isinstance(module, nn.Module) and name != self.part:
                 module.requires_grad_(False).eval()

@@ -26,9 +26,9 @@ def load_pipeline(
         kind: the pipeline's class.
         folder: a folder that its `save_pretrained` wrote.
         device: where the model goes.
-        dtype: float type of the weights; None means float32. A VAE that overflows in float16 (`force_upcast` in its
-            configuration: SDXL's own, but not its fp16-fixed one) stays in float32 beside float16 weights, as diffusers'
-            pipelines have it.
+        dtype: float type of the weights; None means float32. Beside float16 weights, a VAE that overflows in them stays
+            in float32, as diffusers' SDXL pipeline has it (`force_upcast` in its configuration: SDXL's own VAE, but not
+            the fp16-fixed one).
         **arguments: further arguments of the class.
 
     Returns:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sharpening.policies.base import Policy
 
-
 MOST_NOISE = 80.0
 """Noise level that Karras' grids start from at most (their σ_max). Where a model's first latent is pure noise (a flow,
 zero terminal SNR) the level is infinite, and between that and here nothing is decided."""
@@ -65,9 +64,7 @@ def karras_timesteps(policy: Policy, first: int, last: int, steps: int, rho: flo
     return torch.cat([nearest, torch.tensor([first])]).unique(sorted=True).flip(0).tolist()
 
 
-def _nearest_timesteps(
-    policy: Policy, sigmas: Float[Tensor, " steps"], first: int, last: int
-) -> Int[Tensor, " steps"]:
+def _nearest_timesteps(policy: Policy, sigmas: Float[Tensor, " steps"], first: int, last: int) -> Int[Tensor, " steps"]:
     """Bisection, as levels rise with the timestep and a flow has too many timesteps to look at all."""
     low, high = torch.full_like(sigmas, last, dtype=torch.long), torch.full_like(sigmas, first, dtype=torch.long)
     while (low < high).any():
