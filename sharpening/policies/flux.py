@@ -45,7 +45,7 @@ class FluxPolicy(FlowPolicy):
         Raises:
             ValueError: if the model is not told the scale, and it is above 1.
         """
-        if guidance_scale > 1 and not self.denoiser.config.guidance_embeds:
+        if guidance_scale > 1 and not self.config.guidance_embeds:
             raise ValueError(f"this FLUX knows no guidance scale, so {guidance_scale:g} changes nothing; pass 1")
         return 1
 
@@ -79,7 +79,7 @@ class FluxPolicy(FlowPolicy):
         Returns:
             Velocity `ε − x_0`.
         """
-        told = self.denoiser.config.guidance_embeds
+        told = self.config.guidance_embeds
         guidance = torch.full((len(x_t),), guidance_scale, dtype=torch.float32, device=x_t.device) if told else None
         height, width = x_t.shape[2:]
         output = self.denoiser(

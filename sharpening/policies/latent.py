@@ -62,7 +62,7 @@ class LatentPolicy(ScheduledPolicy):
         """
         self._pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part).eval()
-        if getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None:
+        if getattr(self.config, "time_cond_proj_dim", None) is not None:
             raise ValueError("a consistency model's UNet needs a sampler of its own; pass the model it came from")
         for name, module in pipeline.components.items():
             if isinstance(module, nn.Module) and name != self.part:
@@ -106,6 +106,11 @@ class LatentPolicy(ScheduledPolicy):
         """  # noqa: DOC502
         return cls(load_pipeline(cls.kind, folder, device, dtype, **cls.loading), resolution)
 
+    @property
+    def config(self) -> Any:
+        """The denoiser's configuration."""
+        return self.denoiser.config
+
     # -- what a family adds ----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -133,7 +138,7 @@ class LatentPolicy(ScheduledPolicy):
         Returns:
             The denoiser's `sample_size`, unless the family has another.
         """
-        return int(self.denoiser.config.sample_size)
+        return int(self.config.sample_size)
 
     def make_schedule(self) -> NoiseSchedule:
         """The noise schedule of the pipeline's scheduler.
@@ -249,7 +254,8 @@ class LatentPolicy(ScheduledPolicy):
         if getattr(config, "shift_factor", None) is not None:  # SD3's and FLUX's
             return config.shift_factor, 1.0
         if getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None:
-            return tuple(like.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+            mean, deviation = (like.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+            return mean, deviation
         return None
 
     # -- the pipeline ----------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers import StableDiffusionXLPipeline
 from jaxtyping import Float
@@ -42,8 +44,7 @@ class SDXLPolicy(LatentPolicy):
         negative = self._encode_one("")
         if not self._pipeline.config.force_zeros_for_empty_prompt:
             return negative
-        zeros = torch.zeros_like
-        return Condition(zeros(negative.prompt_embeds), zeros(negative.pooled), negative.time_ids)
+        return replace(negative.map(torch.zeros_like), time_ids=negative.time_ids)
 
     def denoise(
         self,

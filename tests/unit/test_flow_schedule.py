@@ -1,4 +1,4 @@
-"""A flow's levels, grids and steps, with diffusers' scheduler as the oracle; the derivations of docs/flow-matching.md."""
+"""A flow's levels, grids and steps against diffusers' scheduler, and the derivations of docs/flow-matching.md."""
 
 import math
 
