@@ -224,21 +224,21 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
-    check_guidance(options, folder)
+    looks = () if options.skip_evaluation else options.eval_guidance_scales
+    scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
+    check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
     native = native_resolution(folder)
     if native and options.resolution not in (None, native):
         raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
     return native or options.resolution
 
 
-def check_guidance(options: JobOptions, folder: Path) -> None:
-    """Refuse guidance scales of a model that knows none."""
+def check_guidance(folder: Path, scales: dict[str, float]) -> None:
+    """Refuse guidance scales above 1, by option, where the model knows none."""
     from sharpening.policies import guidance_of
 
-    named = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(options.guidance_scales)}
-    named |= {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)}
     if guidance_of(folder) == "none":
-        for option, scale in named.items():
+        for option, scale in scales.items():
             if scale > 1:
                 raise OptionError(option, f"is {scale:g}, but guidance is distilled into this model", "pass 1")
 

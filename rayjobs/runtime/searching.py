@@ -18,7 +18,7 @@ from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import EMBEDDED
 from rayjobs.runtime.evaluation import choose
 from rayjobs.search_options import SearchJobOptions
-from rayjobs.validation import local_folder
+from rayjobs.validation import check_guidance, local_folder
 from sharpening.evaluation.files import write_bytes, write_json, write_parquet
 from sharpening.slots import tasks
 
@@ -119,6 +119,7 @@ class SearchRun:
             family_of(folder)
         except checks.ModelFolderError as error:
             raise OptionError(name, str(error), "name another") from error
+        check_guidance(folder, {"guidance_scale": self.options.guidance_scale})
         return str(folder.resolve())
 
     def _prompts(self) -> tuple[list[int], list[str]]:

@@ -38,7 +38,7 @@ class Policy(Protocol):
         denoiser: the module that is trained.
         schedule: the model's noise levels and grids.
         latent_shape: `(C, H, W)` of a latent.
-        nfe: denoiser evaluations so far, calls × images; a guided prediction counts twice.
+        nfe: denoiser evaluations so far, calls × images (a prediction costs `prediction_nfe` of them).
         device: where the model is.
     """
 

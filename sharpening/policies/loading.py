@@ -41,9 +41,11 @@ def load_pipeline(
     types = {"default": dtype}
     if dtype == torch.float16 and _overflows(Path(folder)):
         types["vae"] = torch.float32
+    if dtype != torch.float32:  # diffusers' own default; versions without the argument ignore it
+        arguments["dtype"] = types
     try:
         with no_progress_bars():
-            pipeline = kind.from_pretrained(folder, local_files_only=True, torch_dtype=types, **arguments)
+            pipeline = kind.from_pretrained(folder, local_files_only=True, **arguments)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFolderError(f"{folder} does not load ({reason}); copy the pipeline folder again") from error
