@@ -3,7 +3,6 @@
 Each check raises an `OptionError` that names the option, what is wrong with it and what to do.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -200,7 +199,7 @@ def check_model(options: JobOptions) -> int | None:
         OptionError: If the folder or the resolution is wrong.
     """
     from sharpening import checks
-    from sharpening.policies import family_of
+    from sharpening.policies import family_of, native_resolution
 
     name = "pretrained_model_name_or_path"
     value = options.pretrained_model_name_or_path
@@ -216,10 +215,23 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
+    looks = () if options.skip_evaluation else options.eval_guidance_scales
+    scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
+    check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
     native = native_resolution(folder)
     if native and options.resolution not in (None, native):
         raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
     return native or options.resolution
+
+
+def check_guidance(folder: Path, scales: dict[str, float]) -> None:
+    """Refuse guidance scales above 1, by option, where the model knows none."""
+    from sharpening.policies import guidance_of
+
+    if guidance_of(folder) == "none":
+        for option, scale in scales.items():
+            if scale > 1:
+                raise OptionError(option, f"is {scale:g}, but guidance is distilled into this model", "pass 1")
 
 
 def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
@@ -269,22 +281,6 @@ def _reason(error: Exception) -> tuple[str, str]:
     """What is wrong and what to do, of an error that may only say what is wrong."""
     problem, _, remedy = str(error).rpartition("; ")
     return (problem, remedy) if problem else (str(error), "correct it, or name another")
-
-
-def native_resolution(folder: Path) -> int | None:
-    """Pixels of a pipeline's images: the denoiser's sample size times the VAE's downsampling.
-
-    Args:
-        folder: A pipeline folder.
-
-    Returns:
-        Width and height, `None` where the folder's JSON does not say.
-    """
-    try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def check_data(options: JobOptions) -> None:

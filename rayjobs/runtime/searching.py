@@ -22,7 +22,7 @@ from rayjobs.runtime.evaluation import choose
 from rayjobs.runtime.search_scale import FILE as SCALE
 from rayjobs.runtime.search_scale import measure_scale, scale_tasks
 from rayjobs.search_options import SearchJobOptions
-from rayjobs.validation import check_rewards, local_folder
+from rayjobs.validation import check_guidance, check_rewards, local_folder
 from sharpening.evaluation.files import write_bytes, write_json, write_parquet
 from sharpening.rewards.terms import reward_column
 from sharpening.slots import tasks
@@ -130,6 +130,7 @@ class SearchRun:
             family_of(folder)
         except checks.ModelFolderError as error:
             raise OptionError(name, str(error), "name another") from error
+        check_guidance(folder, {"guidance_scale": self.options.guidance_scale})
         return str(folder.resolve())
 
     def _prompts(self) -> tuple[list[int], list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,19 @@ def models(tmp_path_factory):
     clip.mkdir()
     (clip / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}))
     save_file({"w": np.zeros(4, np.float32)}, clip / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def schnell(models, tmp_path):
+    """A FLUX that knows no guidance scale."""
+    folder = tmp_path / "schnell"
+    shutil.copytree(models / "pipeline", folder)
+    (folder / "unet").rename(folder / "transformer")
+    (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": False}))
+    (folder / "vae" / "config.json").write_text(json.dumps({"sample_size": 32, "block_out_channels": [16, 32]}))
+    parts = {"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **parts}))
     return folder
 
 
@@ -381,3 +395,23 @@ def test_as_a_user_runs_it(good, tmp_path, argv, option):
     assert said[0].startswith(f"rlhf: error: --{option}: ")
     assert "rayjobs.validation" in imported
     assert not imported & {"torch", "ray", "diffusers", "transformers", "deepspeed", "open_clip"}
+
+
+def test_guidance_of_a_model_that_knows_none_is_refused(error, good, schnell):
+    model = ["--pretrained_model_name_or_path", schnell]
+    option, reason = error(*model)  # 3 is among the scales of the evaluation by default
+    assert option == "eval_guidance_scales"
+    assert "is 3" in reason
+    assert error(*model, "--guidance_scale", 2)[0] == "guidance_scale"
+    unguided = [*model, "--eval_guidance_scales", "1"]
+    assert error(*unguided, "--loss_guidance_scale", 2)[0] == "loss_guidance_scale"
+    assert validate(parse([*good, *map(str, unguided)])).resolution == 32  # by the VAE, as its transformer does not say
+
+
+def test_a_model_of_an_unknown_family_is_told_which_there_are(error, models, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(models / "pipeline", folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    option, reason = error("--pretrained_model_name_or_path", folder)
+    assert option == "pretrained_model_name_or_path"
+    assert all(name in reason for name in ["KandinskyPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
