@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from reward_servers.options import RewardAppOptions
 from sharpening.checks import check_clip_folder
-from sharpening.rewards.base import RewardUnavailable, Scores
+from sharpening.rewards.base import RewardMisconfigured, RewardUnavailable, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class ServeScore:
 
         Raises:
             RewardUnavailable: if there was no answer until the deadline.
+            RewardMisconfigured: at once, if the scorer says that asking again is of no use.
         """
         started = time.monotonic()
         reference = ray.put(images)
@@ -86,6 +87,8 @@ class ServeScore:
             try:
                 scores = self._ask(reference, list(prompts), min(self._request_timeout_s, remaining))
             except (TimeoutError, CancelledError, RayError, RayServeException) as error:
+                if isinstance(error, RayTaskError) and isinstance(error.cause, RewardMisconfigured):
+                    raise RewardMisconfigured(str(error.cause)) from None
                 if _raised_by_scorer(error):
                     logger.warning("reward '%s' rejected %d images: %s", self.name, len(images), _one_line(error))
                     return Scores(
@@ -126,8 +129,9 @@ def _pauses() -> Iterator[float]:
 
 
 def _raised_by_scorer(error: Exception) -> bool:
-    """Whether a replica raised it while scoring, as against Ray or Serve failing on the way."""
-    return isinstance(error, RayTaskError) and not isinstance(error.cause, (RayError, RayServeException))
+    """Whether a replica raised it while scoring, as against Ray, Serve or a service behind the scorer failing."""
+    passing = (RayError, RayServeException, RewardUnavailable)
+    return isinstance(error, RayTaskError) and not isinstance(error.cause, passing)
 
 
 def _one_line(error: BaseException) -> str:

@@ -98,9 +98,14 @@ class RewardServer:
         self._counts["images"] += sum(len(images) for images, _ in requests)
         return answers
 
-    def statistics(self) -> dict[str, int]:
-        """What this replica did since it started: `requests`, `batches`, `images`; and its process id, `pid`."""
-        return {**self._counts, "pid": os.getpid()}
+    def statistics(self) -> dict[str, int | float]:
+        """What this replica did since it started, and its process id.
+
+        Returns:
+            `requests`, `batches`, `images`, `pid`, and what the scorer counts itself, if it has `statistics`.
+        """
+        own = getattr(self._scorer, "statistics", dict)
+        return {**own(), **self._counts, "pid": os.getpid()}
 
     def check_health(self) -> None:
         """Tell Serve to replace the replica when its scorer only raises.

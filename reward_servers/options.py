@@ -18,6 +18,7 @@ class RewardAppOptions(BaseModel):
         default=None, description="the reward's model; none: its default, for clip the embedded one"
     )
     checkpoint: str | None = Field(default=None, description="weights of an architecture: a file or a pretrained tag")
+    options: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the scorer's class")
     batch_size: int = Field(default=32, ge=1, description="images of a forward pass; the last is padded to that many")
     device: str | None = Field(default=None, description="torch device; none: cuda if replicas reserve GPUs, else cpu")
     num_replicas: int = Field(default=1, ge=1, description="replicas, each a process with its own model")
@@ -57,4 +58,4 @@ class RewardAppOptions(BaseModel):
         given = {"model": self.model, "checkpoint": self.checkpoint}
         device = self.device or ("cuda" if self.num_gpus > 0 else "cpu")
         chosen = {name: value for name, value in given.items() if value is not None}
-        return {**chosen, "device": device, "batch_size": self.batch_size}
+        return {**chosen, **self.options, "device": device, "batch_size": self.batch_size}

@@ -24,6 +24,8 @@ from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
 from sharpening.data.prompts import Stream
 from sharpening.evaluation.run_folder import RunFolder
+from sharpening.rewards.mix import Mix
+from sharpening.rewards.statistics import Statistics, before
 
 SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
 
@@ -42,6 +44,8 @@ class CoordinatorSpec:
         staleness: Updates that rollouts lag behind.
         updates: Updates in the whole run.
         max_failed_share: Share of an update's prompts that may fail to score.
+        mix: How several rewards become one; `None` where there is one.
+        watched: Names of the rewards that are only watched.
     """
 
     run: str
@@ -53,6 +57,8 @@ class CoordinatorSpec:
     staleness: int
     updates: int
     max_failed_share: float
+    mix: Mix | None = None
+    watched: tuple[str, ...] = ()
 
 
 class Coordinator:
@@ -71,11 +77,14 @@ class Coordinator:
             self._item, spec.prompts_per_update, spec.rollout_batch_size, spec.staleness, spec.updates,
             spec.max_failed_share,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._state, self._hand_over, self._versions, self._account_rollout)
+        self._dispatcher = Dispatcher(
+            self._state, self._hand_over, self._versions, self._account_rollout, self._statistics
+        )
         self._folder = RunFolder(Path(spec.run_folder))
         self._metrics = self._folder.metrics()
         self._cost = self._folder.read_cost()
-        self._gauges = RunGauges(spec.run)
+        self._gauges = RunGauges(spec.run, spec.mix.names if spec.mix else (), spec.watched)
+        self._known: tuple[int, Statistics] | None = None  # the newest version's, which many tasks ask for
         self._attempt = 0
         self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
@@ -142,6 +151,7 @@ class Coordinator:
         self._hand_over.begin(version, self._attempt)
         if [row["update"] for row in self._metrics.rows] != [row["update"] for row in rows]:
             self._guard(lambda: self._metrics.rewrite(rows))
+        self._known = None
         self._finished_at = time.monotonic()
         await self._state.notify()
         return self._attempt, self._state.stop
@@ -191,7 +201,8 @@ class Coordinator:
 
     async def _make_round(self, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
         items = tuple(self._item(update, slot) for slot in slots)
-        task = RoundTask(update, slots, items, self._dispatcher.source, state)
+        statistics = self._statistics(self._versions.newest)
+        task = RoundTask(update, slots, items, self._dispatcher.source, state, statistics)
         found = await self._dispatcher.ask("begin_round", [task], self._versions.newest, "beginning a round")
         if isinstance(found, Stop):
             return found
@@ -230,6 +241,8 @@ class Coordinator:
             "updates_per_second": 1 / seconds, "images_per_second": rollout["images_scored"] / seconds,
             "restarts_rollout": self._state.restarts["rollout"], "restarts_learner": self._state.restarts["learner"],
         }  # fmt: skip
+        level = self._spec.mix.level(merged, (self._metrics.rows or [merged])[0]) if self._spec.mix else None
+        merged |= {} if level is None else {"reward_level": level}
         self._account_learner(row)
         written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
         self._gauges.set(merged)
@@ -303,6 +316,17 @@ class Coordinator:
         }  # fmt: skip
 
     # -- accounts ------------------------------------------------------------------------------------------------
+
+    def _statistics(self, version: int) -> Statistics:
+        """What several rewards are standardised by in rollouts with a version: the updates before it, from their rows.
+
+        A version is published in the same breath as its update's row is written, so those rows are there.
+        """
+        if self._spec.mix is None:
+            return {}
+        if self._known is None or self._known[0] != version:
+            self._known = (version, before(self._metrics.rows, version, self._spec.mix.names))
+        return self._known[1]
 
     def _guard(self, write: Callable[[], None]) -> bool:
         """Write to the run folder; a disk that refuses ends the run."""

@@ -21,6 +21,7 @@ from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
+from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
 from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
@@ -139,14 +140,14 @@ class Run:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)
         launch.start_actors(plan)
-        reward = launch.Reward(plan, self.coordinator)
-        reward.start()
+        rewards = Rewards(plan, self.coordinator)
+        rewards.start()
         self.training = launch.Training(plan, self.coordinator)
         if not connection.owned:  # a Ray of our own ends as a whole
             for actor in (self.coordinator, *plan.actors.values()):
                 stack.callback(ray.kill, actor)
-            stack.callback(reward.stop)
-        stack.callback(reward.end)
+            stack.callback(rewards.stop)
+        stack.callback(rewards.end)
 
     def _rank(self, report: Report) -> None:
         """Have the base model draw images and the reward rank them, once; the pairs stay in the run folder."""
@@ -192,7 +193,7 @@ class Run:
 
     def _watch(self, training: launch.Training, report: Report) -> None:
         """Show the progress until training ends; look at held-out prompts now and then."""
-        held_out = HeldOut(self.options, self.folder.path)
+        held_out = HeldOut(self.options, self.folder.path, report.headline)
         while training.is_alive():
             training.join(POLL)
             status = self._status()

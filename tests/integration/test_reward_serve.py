@@ -22,7 +22,9 @@ import yaml
 
 from sharpening.checks import ModelFolderError
 from sharpening.rewards import RewardUnavailable, Scores
+from sharpening.rewards.base import RewardMisconfigured
 from sharpening.rewards.clip import ClipScorer
+from tests.openai_server import OpenAIServer, Reply, openai_server, refusal, score_of
 from tests.small_clip import make_clip_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +40,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def app(folder: Path) -> Iterator[str]:
-    """Name of a running application with one replica on one thread."""
+def endpoint() -> Iterator[OpenAIServer]:
+    """A multimodal model's endpoint."""
+    with openai_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path, endpoint: OpenAIServer) -> Iterator[str]:
+    """Name of a running application with one replica on one thread; replicas find the endpoint in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("OPENAI_BASE_URL", endpoint.url)
+        patch.setenv("OPENAI_API_KEY", "sk-test")
         if "RAY_AUTH_MODE" not in os.environ:
             for name, value in TOKEN.items():
                 patch.setenv(name, value)
@@ -139,6 +150,32 @@ def test_not_finite_and_rejected_images_are_failures_with_their_reason(app: str,
     assert score(images.astype(np.float32), prompts).failures == dict.fromkeys(range(7), "rejected")
     assert score(images, prompts[:3]).failures == dict.fromkeys(range(7), "rejected")
     assert time.monotonic() - started < 30  # not retried
+
+
+def test_the_grader_behind_serve(app: str, endpoint: OpenAIServer) -> None:
+    from reward_servers.client import ServeScore, start_reward_app, stop_reward_app
+    from reward_servers.options import RewardAppOptions
+
+    start_reward_app(RewardAppOptions(name="grader-test", reward="grader", model="judge"))
+    try:
+        score = ServeScore("grader-test", deadline_s=120)
+        endpoint.script = {"refused": [refusal(400, "no")], "babble": [Reply("a lovely picture")]}
+        images = np.random.default_rng(1).integers(0, 256, (6, 32, 24, 3), np.uint8)
+        prompts = ["a", "refused", "b", "babble", "c", "c"]
+        for _ in range(2):
+            scores = score(images, prompts)
+            assert scores.failures == {1: "rejected", 3: "unreadable answer"}
+            kept = [0, 2, 4, 5]
+            assert scores.values[kept] == pytest.approx([score_of(images[i], prompts[i]) for i in kept])
+        counted = statistics("grader-test")
+        assert counted["images"] == counted["grader_images"] == 12
+        assert (counted["grader_cached"], counted["grader_failures"]) == (4, 4)
+        assert counted["grader_requests"] == len(endpoint.received)
+        endpoint.always = refusal(401, "expired")
+        with pytest.raises(RewardMisconfigured, match="^the grader at [^\n]* does not accept the API key"):
+            score(images[:1], ["d"])
+    finally:
+        stop_reward_app("grader-test")
 
 
 def test_killed_replica_loses_no_request(app: str, expected: ClipScorer) -> None:
