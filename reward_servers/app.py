@@ -39,6 +39,7 @@ def build_app(options: RewardAppOptions) -> serve.Application:
         ray_actor_options={
             "num_cpus": options.num_cpus,
             "num_gpus": options.num_gpus,
+            "label_selector": options.node_labels or None,
             "runtime_env": {"env_vars": environment},
         },
         user_config={

@@ -26,6 +26,10 @@ class RewardAppOptions(BaseModel):
     num_gpus: float = Field(
         default=0.0, ge=0, description="GPUs that Ray reserves for a replica; shares of one are allowed"
     )
+    node_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of Ray's nodes that replicas may run on, such as role: rollout; none: any node",
+    )
     num_threads: int = Field(
         default=1, ge=1, description="torch threads of a replica; the low bits of scores depend on it"
     )
