@@ -19,6 +19,7 @@ REWARDS: dict[str, str] = {
     "embedded-non_spatial": "sharpening.rewards.embedded:NonSpatialScorer",
     "embedded-compositional": "sharpening.rewards.embedded:CompositionalScorer",
     "embedded-verifier": "sharpening.rewards.verifier:VerifierScorer",
+    "http": "reward_servers.http_client:HttpScore",
 }
 """Import path of each scorer's class, by the name users give it."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-FailureReason = Literal["timeout", "unavailable", "rejected", "not finite"]
+FailureReason = Literal["timeout", "unavailable", "rejected", "unreadable answer", "not finite"]
 """Why an image has no score."""
 
 
@@ -24,6 +24,19 @@ class Scores:
 
     values: np.ndarray
     failures: dict[int, str] = field(default_factory=dict)
+
+
+def all_failed(count: int, reason: FailureReason) -> Scores:
+    """Scores of images none of which has one.
+
+    Args:
+        count: N.
+        reason: why.
+
+    Returns:
+        NaN and the failure for each.
+    """
+    return Scores(np.full(count, np.nan, np.float32), dict.fromkeys(range(count), reason))
 
 
 ScoreFn = Callable[[np.ndarray, Sequence[str]], Scores]
