@@ -10,9 +10,8 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Security
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from reward_servers.gateway_options import TOKEN_VARIABLE, GatewayOptions
@@ -24,6 +23,7 @@ from reward_servers.http_schema import (
     RewardEntry,
     RewardsAnswer,
     ScoreAnswer,
+    ServerLimits,
     form_schema,
     request_model,
 )
@@ -220,7 +220,7 @@ def authentication(token: str | None) -> Callable[..., Awaitable[None]]:
 
 
 def build_api(rewards: Rewards, options: GatewayOptions, token: str | None = None) -> FastAPI:
-    """The application. Everything but `/healthz` needs the token, the schema and its page included.
+    """The application. Everything but `/healthz` needs the token, the schema included.
 
     Args:
         rewards: whom it asks.
@@ -247,7 +247,7 @@ def build_api(rewards: Rewards, options: GatewayOptions, token: str | None = Non
     @protected.get("/v1/rewards", summary="List rewards and limits", responses=_responses(401) if token else {})
     async def list_rewards() -> RewardsAnswer:
         """The rewards that can be asked for, whether they are there, and what a request may hold."""
-        return RewardsAnswer(rewards=await api.entries(), limits=options.limits)
+        return RewardsAnswer(rewards=await api.entries(), limits=ServerLimits(**options.limits.model_dump()))
 
     @app.get("/healthz", summary="Health", responses=_responses(503))
     async def healthz() -> Health:
@@ -260,10 +260,6 @@ def build_api(rewards: Rewards, options: GatewayOptions, token: str | None = Non
     @protected.get("/openapi.json", include_in_schema=False)
     async def openapi_json() -> JSONResponse:
         return JSONResponse(app.openapi())
-
-    @protected.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url=f"{request.scope.get('root_path', '')}/openapi.json", title="Rewards")
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:

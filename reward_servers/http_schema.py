@@ -12,16 +12,20 @@ from reward_servers.gateway_options import Limits
 from sharpening.rewards.base import FailureReason
 
 RED_SQUARE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAXElEQVR42u3PQQ0AMAjAwAnAv0xkgAl+TXoG2pf9L3sLAAAAAAAAAAAAAAAA"
-    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAwBUNzgABRUDxNgAAAABJRU5ErkJggg=="
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsItz/fMYxgi+hcEKLNO+FgEBAQEBAQEBAQEBAQEBAQEBAQEB"
+    "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQGBywLzk8EPlvGqjQAAAABJRU5ErkJggg=="
 )
 """A 64 × 64 PNG, base64: the example in the schema."""
+
+
+SCORED: dict[str, Any] = {"score": 27.5, "failure": None}
+REJECTED: dict[str, Any] = {"score": None, "failure": "rejected"}
 
 
 class ImageResult(BaseModel):
     """One image: its score, or why it has none."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"score": 27.5, "failure": None}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [SCORED, REJECTED]})
 
     score: float | None = Field(description="in the reward's own unit, a float32 written out exactly; null if failed")
     failure: FailureReason | None = Field(description="why there is no score; null if there is one")
@@ -29,6 +33,8 @@ class ImageResult(BaseModel):
 
 class ScoreAnswer(BaseModel):
     """Results by reward, each with one entry an item, in the order of the request."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"results": {"clip": [SCORED, REJECTED]}}]})
 
     results: dict[str, list[ImageResult]]
 
@@ -41,11 +47,17 @@ class RewardEntry(BaseModel):
     replicas: int = Field(ge=0, description="replicas that run")
 
 
+class ServerLimits(Limits):
+    """A server's limits, also those that this version does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class RewardsAnswer(BaseModel):
     """What this server can score, and what a request may hold."""
 
     rewards: list[RewardEntry]
-    limits: Limits
+    limits: ServerLimits
 
 
 class Health(BaseModel):
@@ -56,6 +68,8 @@ class Health(BaseModel):
 
 class Problem(BaseModel):
     """Why a request was not served, in one sentence."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "image 0 is neither a PNG nor a JPEG file"}]})
 
     detail: str
 
