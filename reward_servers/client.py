@@ -16,7 +16,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from tenacity import RetryCallState
 
 from reward_servers.applications import running_replicas, start_gateway, start_reward_app, stop_reward_app
-from reward_servers.patience import NoAnswer, Patience, one_line, raised_by_scorer
+from reward_servers.failures import one_line, raised_by_scorer
+from reward_servers.patience import NoAnswer, Patience
 from sharpening.rewards.base import RewardUnavailable, Scores, all_failed
 
 __all__ = ["ServeRewards", "ServeScore", "running_replicas", "start_gateway", "start_reward_app", "stop_reward_app"]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from reward_servers.batcher import Answer, Batcher
+from reward_servers.failures import one_line
 from reward_servers.metrics import RewardMetrics
 from reward_servers.options import RewardAppOptions
-from reward_servers.patience import one_line
 from sharpening.rewards import RewardUnavailable, ScoreFn, Scores, reward_class
 from sharpening.rewards.requests import Request, check_request, score_requests
 

@@ -105,14 +105,19 @@ class BodyReader:
         def on_field(field: Field) -> None:
             take(field.field_name, field.value or b"")
 
+        ended: list[bool] = []
         config = {"MAX_MEMORY_FILE_SIZE": self._limits.max_body_bytes + 1}  # nothing is written to a disk
         try:
-            parser = FormParser(FORM, on_field, on_file, boundary=boundary.encode(), config=config)
+            parser = FormParser(
+                FORM, on_field, on_file, on_end=lambda: ended.append(True), boundary=boundary.encode(), config=config
+            )
             parser.write(body)
             parser.finalize()
-        except (FormParserError, ValueError) as error:
-            if isinstance(error, Refused):
-                raise
+            if not ended:  # finalize() does not mind
+                raise FormParserError("no end")
+        except Refused:
+            raise
+        except (FormParserError, ValueError, AssertionError) as error:  # the last for parts out of order
             raise Refused(400, "the form is cut off or malformed; send multipart/form-data") from error
         prompts = [_text(value, "prompt", i) for i, value in enumerate(fields["prompt"])]
         rewards = [_text(value, "rewards", i) for i, value in enumerate(fields["rewards"])]

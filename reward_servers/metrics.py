@@ -65,15 +65,27 @@ class RewardMetrics:
         self._latency.observe(seconds)
 
     def _distribution(self, answers: Sequence[Scores]) -> None:
-        good = [np.delete(answer.values, list(answer.failures)) for answer in answers]
-        values = np.concatenate(good)[-RECENT:] if good else np.zeros(0)
-        if not len(values):
+        values = [value for answer in answers for value in scored(answer)][-RECENT:]
+        if not values:
             return
         self._recent[(self._seen + np.arange(len(values))) % RECENT] = values
         self._seen += len(values)
         recent = self._recent[: min(self._seen, RECENT)]
         self._mean.set(float(recent.mean()))
         self._spread.set(float(recent.std()))
+
+
+def scored(answer: Scores) -> list[float]:
+    """The scores of those images that have one.
+
+    Args:
+        answer: scores of a request.
+
+    Returns:
+        Numbers, in order.
+    """
+    values: list[float] = answer.values.tolist()
+    return [value for i, value in enumerate(values) if i not in answer.failures] if answer.failures else values
 
 
 def failure_counter(reward: str) -> Counter:
@@ -86,7 +98,8 @@ def failure_counter(reward: str) -> Counter:
         A counter whose tag `kind` says why.
     """
     counter = Counter(f"{PREFIX}_failures", "images that got no score, by reason", ("reward", "kind"))
-    return counter.set_default_tags({"reward": reward})
+    counter.set_default_tags({"reward": reward})
+    return counter
 
 
 def failures_by_kind(counts: Sequence[int], answers: Sequence[Scores | Exception]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""How long a reward is waited for: pauses between attempts, a deadline over all of them, what is worth another try."""
+"""How long a reward is waited for: pauses between attempts, and a deadline over all of them. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type
-
-from sharpening.rewards.base import RewardUnavailable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 LAST_TRY_S = 0.05
@@ -103,30 +99,3 @@ class Patience:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after_s if isinstance(error, NoAnswer) and error.retry_after_s else 0.0
         return min(max(pause, asked), self.remaining())
-
-
-def raised_by_scorer(error: BaseException) -> bool:
-    """Whether the scorer refused, and would again, as against Ray, Serve or a service behind the scorer failing.
-
-    Args:
-        error: what a call of a deployment raised.
-
-    Returns:
-        True if asking again is of no use.
-    """
-    passing = (RayError, RayServeException, RewardUnavailable)
-    return isinstance(error, RayTaskError) and not isinstance(error.cause, passing)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, without traces.
-
-    Args:
-        error: any error.
-
-    Returns:
-        Its first line, at most 200 characters.
-    """
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    words = str(cause).strip().splitlines()
-    return words[0][:200] if words else type(cause).__name__

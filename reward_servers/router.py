@@ -23,9 +23,10 @@ from ray.serve.schema import LoggingConfig
 from reward_servers.app import build_app
 from reward_servers.applications import running_replicas
 from reward_servers.client import readable
+from reward_servers.failures import one_line, raised_by_scorer
 from reward_servers.gateway_options import RouterOptions
 from reward_servers.metrics import failure_counter
-from reward_servers.patience import NoAnswer, Patience, one_line, raised_by_scorer
+from reward_servers.patience import NoAnswer, Patience
 from sharpening.rewards.base import FailureReason, Scores, all_failed
 
 logger = logging.getLogger(__name__)
