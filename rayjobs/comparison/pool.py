@@ -80,8 +80,7 @@ def pool(
     """
     import ray
 
-    from reward_servers.client import stop_reward_app
-    from reward_servers.several import start_reward_apps
+    from reward_servers.applications import start_reward_apps, stop_reward_app
 
     asked = sum(plan.replicas * plan.threads for plan in rewards)
     connection = cluster.join(address, f"sharpening-{name}", count * threads + asked)

@@ -105,7 +105,7 @@ class Rewards(threading.Thread):
         """Start them, then watch them; a failure to start ends the run."""
         import ray
 
-        from reward_servers.several import start_reward_apps
+        from reward_servers.applications import start_reward_apps
 
         # Serve's own lines would run through the progress line; what matters of them the coordinator says.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -131,7 +131,7 @@ class Rewards(threading.Thread):
 
     def _watch(self, wanted: dict[str, int]) -> None:
         """Say when replicas are missing, and when they are all back."""
-        from reward_servers.several import replica_counts
+        from reward_servers.applications import replica_counts
 
         watch = ReplicaWatch(wanted, self._plan.options.reward_timeout, self._coordinator.note.remote)
         while not self._ended.wait(REWARD_POLL_S):
@@ -147,7 +147,7 @@ class Rewards(threading.Thread):
 
     def stop(self) -> None:
         """Take the applications off Serve; others of the cluster stay."""
-        from reward_servers.client import stop_reward_app
+        from reward_servers.applications import stop_reward_app
 
         if not self._plan.scores:
             return

@@ -140,8 +140,8 @@ def of_rows(
     if layout.staleness:
         hand_over = 0.0
         notes.append("rollouts and learning overlapped, so the hand-over between them is unknown and taken as 0 s")
-    if layout.actors > layout.reward_replicas:
-        notes.append("more actors than replicas of the reward: its seconds hold waiting; one actor measures it purely")
+    if layout.actors > 1:
+        notes.append("several actors: the reward's seconds hold waiting for one another; one actor measures it purely")
     images = statistics.fmean(row["images_scored"] for row in rows) / layout.prompts_per_update
     found = Stages(
         prompts_per_update=layout.prompts_per_update, rollout_batch_size=layout.rollout_batch_size,

@@ -52,6 +52,7 @@ class Station:
         busy: Server-seconds spent on what is done.
         waited: Seconds that what is done had waited.
         served: How many are done.
+        present: How many are being served or wait.
     """
 
     def __init__(self, clock: Clock, servers: int) -> None:
@@ -59,6 +60,7 @@ class Station:
         self._queue: deque[tuple[float, float, Callable[[float], None]]] = deque()
         self.busy = self.waited = 0.0
         self.served = 0
+        self.present = 0
 
     def serve(self, seconds: float, then: Callable[[float], None]) -> None:
         """Ask for service.
@@ -67,6 +69,7 @@ class Station:
             seconds: How long it takes.
             then: What happens afterwards; told how many seconds were waited.
         """
+        self.present += 1
         self._queue.append((self._clock.now, seconds, then))
         self._start()
 
@@ -79,6 +82,7 @@ class Station:
 
         def finish() -> None:
             self._free += 1
+            self.present -= 1
             self.busy += seconds
             self.waited += waited
             self.served += 1

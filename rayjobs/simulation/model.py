@@ -101,7 +101,7 @@ class _Run:
             max_failed_share=0.5,
         )  # fmt: skip
         self._versions = Versions(layout.staleness)
-        self._reward = Station(self._clock, layout.reward_replicas * layout.reward_concurrency)
+        self._replicas = [Station(self._clock, layout.reward_concurrency) for _ in range(layout.reward_replicas)]
         self._coordinator = Station(self._clock, 1)
         self._head = Line(self._clock, layout.bandwidth)
         per_node = layout.actors_per_node or layout.actors
@@ -149,7 +149,8 @@ class _Run:
         actors = {f"actor_{name}": sum(actor.spent[name] for actor in self._actors) for name in ACTOR_STATES}
         learner = {f"learner_{name}": seconds for name, seconds in self._learner.items()}
         return actors | learner | {
-            "reward": self._reward.busy, "waited": self._reward.waited, "coordinator": self._coordinator.busy,
+            "reward": sum(replica.busy for replica in self._replicas),
+            "waited": sum(replica.waited for replica in self._replicas), "coordinator": self._coordinator.busy,
             "network": self._head.busy,
         }  # fmt: skip
 
@@ -222,7 +223,7 @@ class _Run:
 
         def drawn() -> None:
             actor.spent["compute"] += before
-            self._reward.serve(scoring, scored)
+            self._replica().serve(scoring, scored)
 
         def scored(waited: float) -> None:
             actor.spent["queue"] += waited
@@ -234,6 +235,15 @@ class _Run:
             self._deliver(actor, task)
 
         self._clock.after(before, drawn)
+
+    def _replica(self) -> Station:
+        """The replica that a task's images go to."""
+        if len(self._replicas) == 1:
+            return self._replicas[0]
+        if self._layout.routing == "random":
+            return self._replicas[self._random.integers(len(self._replicas))]
+        first, second = self._random.choice(len(self._replicas), 2, replace=False)
+        return min((self._replicas[first], self._replicas[second]), key=lambda replica: replica.present)
 
     def _factor(self) -> float:
         """How much longer than the mean a task takes: gamma-distributed."""

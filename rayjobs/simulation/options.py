@@ -59,6 +59,12 @@ class CapacityOptions(Options):
         "waits for a remote service", shown="1, or the file's", ge=1,
     )  # fmt: skip
 
+    routing: Literal["random", "shorter"] | None = option(
+        None, "layout", "-",
+        "how actors choose a replica: at random, as Serve's handles do for actors with one request at a time, or the "
+        "shorter queue of two", shown="random, or the file's",
+    )  # fmt: skip
+
     actors_per_node: int | None = option(
         None, "network", "processes", "actors that share a node's copy of the weights; 0: one machine, no network",
         shown="0, or the file's", ge=0,

@@ -89,7 +89,7 @@ def asked_for(options: CapacityOptions, measured: Layout) -> Sequence[Layout]:
             raise OptionError(name, f"and --{instead} both say how many there are", "leave one of them out")
     fixed: dict[str, Any] = {
         "rollout_batch_size": options.rollout_batch_size, "reward_concurrency": options.reward_concurrency,
-        "actors_per_node": options.actors_per_node, "bandwidth": options.bandwidth,
+        "routing": options.routing, "actors_per_node": options.actors_per_node, "bandwidth": options.bandwidth,
     }  # fmt: skip
     base = replace(measured, **{name: value for name, value in fixed.items() if value is not None})
     base = replace(base, tree=options.broadcast == "tree")

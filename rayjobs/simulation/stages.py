@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Layout:
         rollout_batch_size: Prompts in a rollout task.
         reward_concurrency: Tasks that a replica works on at a time, none slower for it: 1 for a scorer on a device,
             more for one that waits for a remote service.
+        routing: How an actor chooses a replica: "random", as Serve's handles do for actors with one request at a time
+            (they look at queue lengths that each actor remembers by itself), or the "shorter" queue of two.
         actors_per_node: Actors that share one copy of the weights; 0 when all are on the head's node.
         learners_per_node: Ranks that exchange gradients without the network.
         bandwidth: Bytes a second of a node's line.
@@ -76,6 +79,7 @@ class Layout:
     prompts_per_update: int
     rollout_batch_size: int
     reward_concurrency: int = 1
+    routing: Literal["random", "shorter"] = "random"
     actors_per_node: int = 0
     learners_per_node: int = 8
     bandwidth: float = math.inf

@@ -25,6 +25,7 @@ REWARDS: dict[str, str] = {
     "embedded-compositional": "sharpening.rewards.embedded:CompositionalScorer",
     "embedded-verifier": "sharpening.rewards.verifier:VerifierScorer",
     "grader": "sharpening.rewards.grader.scorer:GraderScorer",
+    "http": "reward_servers.http_client:HttpScore",
 }
 """Import path of each scorer's class, by the name users give it."""
 

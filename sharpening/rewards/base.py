@@ -32,6 +32,19 @@ class Scores:
     parts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def all_failed(count: int, reason: FailureReason) -> Scores:
+    """Scores of images none of which has one.
+
+    Args:
+        count: N.
+        reason: why.
+
+    Returns:
+        NaN and the failure for each.
+    """
+    return Scores(np.full(count, np.nan, np.float32), dict.fromkeys(range(count), reason))
+
+
 ScoreFn = Callable[[np.ndarray, Sequence[str]], Scores]
 """`score(images uint8 [N, H, W, 3], prompts [N]) -> Scores` of the same N."""
 

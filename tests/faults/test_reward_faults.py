@@ -41,7 +41,7 @@ def test_a_reward_that_fails_and_one_that_is_gone_cost_prompts_and_time(
     times: list[float] = []
 
     def take_away() -> None:
-        from reward_servers.client import start_reward_app, stop_reward_app
+        from reward_servers.applications import start_reward_app, stop_reward_app
 
         name = f"reward-{folder.name}-Patchy"
         stop_reward_app(name)

@@ -244,6 +244,7 @@ def test_a_job_and_a_cluster_of_groups_are_the_same() -> None:
 def test_rewards_are_served_as_serve_and_we_read_it() -> None:
     from ray.serve.schema import ServeDeploySchema
 
+    from reward_servers.gateway_options import GatewayOptions
     from reward_servers.options import RewardAppOptions
 
     document = load(CLUSTER / "kuberay" / "rayservice-rewards.yaml")
@@ -253,12 +254,19 @@ def test_rewards_are_served_as_serve_and_we_read_it() -> None:
     gateway = applications.pop("rewards")
     assert gateway.args["require_token"] is True
     assert set(gateway.args["applications"].values()) == set(applications)
+    assert GatewayOptions.model_validate(gateway.args).reward_names == ["clip", "verifier"]
+    shipped = {a["name"]: a for a in load(ROOT / "reward_servers" / "serve.yaml")["applications"]}
+    assert {*applications, "rewards"} == set(shipped)
+    for name, application in (applications | {"rewards": gateway}).items():
+        assert application.import_path == shipped[name]["import_path"]
+        assert application.route_prefix == shipped[name]["route_prefix"]
     for application in applications.values():
-        assert application.import_path == "reward_servers.app:build"
-        RewardAppOptions.model_validate(application.args)
-    module, _, builder = gateway.import_path.partition(":")
-    text = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
-    assert f"def {builder}(" in text
+        served = RewardAppOptions.model_validate(application.args)
+        assert served.max_replicas is not None  # as many as the load asks for
+        placed = served.model_copy(update={"node_labels": {"role": "rollout"}})
+        options = placed.deployment_options()["ray_actor_options"]
+        assert options["label_selector"] == {"role": "rollout"}
+        assert "label_selector" not in served.deployment_options()["ray_actor_options"]
 
 
 # -- ray up ------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ STAGES = Stages(
 )  # fmt: skip
 TASK, LEARNER = 1.0 + 0.25 + 0.5 + 0.125, 2.0 + 0.25 + 0.125
 LAYOUT = Layout(
-    actors=1, reward_replicas=99, learners=1, staleness=0, prompts_per_update=24, rollout_batch_size=4,
-    checkpointing_steps=1000,
+    actors=1, reward_replicas=1, reward_concurrency=99, learners=1, staleness=0, prompts_per_update=24,
+    rollout_batch_size=4, checkpointing_steps=1000,
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_a_reward_with_one_replica_saturates_as_a_closed_loop_does() -> None:
     stages = replace(STAGES, reward=1.0, learn=0.0, publish=0.0, finish=0.0)
     thinking = 1.0 + 0.5 + 0.125
     for actors in (1, 2, 3, 6):
-        found = laid_out(stages, actors=actors, staleness=3, reward_replicas=1)
+        found = laid_out(stages, actors=actors, staleness=3, reward_concurrency=1)
         tasks_a_second = 6 / found.seconds_per_update
         assert tasks_a_second == pytest.approx(min(actors / (thinking + 1.0), 1.0), rel=0.04)
     assert found.bottleneck == "reward"
@@ -131,13 +131,27 @@ def test_a_reward_with_one_replica_saturates_as_a_closed_loop_does() -> None:
     assert found.reward_queue == pytest.approx(6 - 1 - thinking, abs=0.3)
 
 
-def test_a_replica_that_waits_for_a_service_scores_several_at_a_time() -> None:
+def test_a_replica_that_scores_several_at_a_time_is_as_many_replicas_with_one_queue() -> None:
     stages = replace(STAGES, reward=4.0)
-    alone = laid_out(stages, actors=6, reward_replicas=6)
-    assert laid_out(stages, actors=6, reward_replicas=1, reward_concurrency=6) == replace(
-        alone, layout=replace(alone.layout, reward_replicas=1, reward_concurrency=6)
-    )
-    assert laid_out(stages, actors=6, reward_replicas=1).seconds_per_update > alone.seconds_per_update + 15
+    six = laid_out(stages, actors=6, reward_concurrency=6)
+    assert six.seconds_per_update == pytest.approx(TASK + 3.75 + LEARNER)
+    assert six.busy["reward"] == pytest.approx(4 / six.seconds_per_update)
+    alone = laid_out(stages, actors=6, reward_concurrency=1)
+    assert alone.seconds_per_update == pytest.approx(TASK + 6 * 4 - 0.25 + LEARNER)
+    assert alone.actor["queue"] * 6 * alone.seconds_per_update == pytest.approx(4 * (1 + 2 + 3 + 4 + 5))
+
+
+def test_replicas_chosen_at_random_collide_as_often_as_chance_says() -> None:
+    """Two actors, in step; where both choose the same of R replicas, one waits for the whole of the other's images."""
+    stages, updates = replace(STAGES, reward=4.0), 400
+    for replicas in (2, 4):
+        layout = replace(LAYOUT, actors=2, prompts_per_update=8, reward_replicas=replicas, reward_concurrency=1)
+        scaled_learner = 2.0 * 8 / 24 + 0.25 + 0.125
+        free = TASK + 3.75 + scaled_learner
+        shorter = simulate(stages, replace(layout, routing="shorter"), updates)
+        assert shorter.seconds_per_update == pytest.approx(free)
+        random = simulate(stages, layout, updates)
+        assert random.seconds_per_update == pytest.approx(free + 4.0 / replicas, rel=0.05)
 
 
 def test_weights_reach_nodes_over_the_heads_line() -> None:
@@ -217,12 +231,13 @@ def rows(layout: Layout, stages: Stages, updates: int = 12) -> list[dict[str, An
 @pytest.mark.parametrize("actors", [1, 2, 4])
 def test_calibration_finds_the_stages_that_made_the_rows(actors: int) -> None:
     stages = replace(STAGES, checkpoint=3.0)
-    layout = replace(LAYOUT, actors=actors, checkpointing_steps=5)
+    layout = replace(LAYOUT, actors=actors, reward_replicas=actors, checkpointing_steps=5)
     found, _, notes = of_rows(rows(layout, stages)[1:], layout, weights_bytes=8e9)
     expected = replace(stages, weights_bytes=8e9, gradient_bytes=8e9, coordinator=found.coordinator)
     for name in ("before_reward", "reward", "after_reward", "hand_over", "learn", "publish", "finish", "checkpoint"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
-    assert (found.spread, found.images_per_prompt, notes) == (pytest.approx(0.0, abs=1e-9), 10, [])
+    assert (found.spread, found.images_per_prompt, notes) == (pytest.approx(0.0, abs=1e-9), 10, notes)
+    assert len(notes) == (actors > 1)
 
 
 def test_what_a_run_cannot_tell_is_said() -> None:
