@@ -25,6 +25,7 @@ REMEDIES = {
     "coordinator": "a larger --rollout_batch_size makes fewer messages",
     "tasks": "a smaller --rollout_batch_size, or more --prompts_per_update, make more of them",
 }
+NAMES = {"tasks": "the number of tasks", "network": "the head's line"}
 HEADER = (
     "actors", "learners", "replicas", "staleness", "s/update", "updates/h", "images/s", "rollout", "reward", "learner",
     "queue", "saturated",
@@ -209,7 +210,8 @@ def advice(outcomes: Sequence[Outcome], best: Outcome) -> str:
     told = "nothing but the actors saturates: more of them help"
     if first is not None:
         what = saturated(first)
-        told = f"as actors are added, first the {what} saturates, at {first.layout.actors} actors; {REMEDIES[what]}"
+        name = NAMES.get(what, f"the {what}")
+        told = f"as actors are added, first {name} saturates, at {first.layout.actors} actors; {REMEDIES[what]}"
     top = max(outcome.images_per_second for outcome in outcomes)
     return (
         f"{told}\nrecommended, with the fewest processes within {1 - NEAR:.0%} of the fastest "
