@@ -180,6 +180,24 @@ class Coordinator:
                     return self._state.stop
                 await self._state.changed.wait()
 
+    async def lost(self, attempt: int, update: int, experiences: list[Any]) -> None:
+        """A learner rank could not fetch experiences of an update: the node that kept them is gone.
+
+        Args:
+            attempt: From `begin`.
+            update: 0-based update.
+            experiences: References, in a list so that Ray does not look for them.
+        """
+        if attempt != self._attempt:
+            return
+        again = self._hand_over.lose(update, experiences)
+        if again:
+            told = (
+                "1 task was lost with its node and is" if again == 1 else f"{again} tasks was lost with its node and is"
+            )
+            self._state.say(f"update {update}: the experience of {told} made again")
+            await self._state.notify()
+
     async def begin_round(self, attempt: int, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
         """Have an actor make the state that a method goes on with; asked for by every rank, made once.
 

@@ -4,7 +4,7 @@ No Ray and no torch here: the coordinator asks what may be rolled out now, repor
 complete. Order and content depend on counters alone, never on which actor was faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,7 @@ class _Update:
     waiting: list[RolloutTask] = field(default_factory=list)  # not dispatched, in order
     running: set[RolloutTask] = field(default_factory=set)
     results: dict[int, tuple[Any, Summary]] = field(default_factory=dict)
+    made: dict[int, RolloutTask] = field(default_factory=dict)  # the tasks of the results
     slots: int = 0  # handed out so far
     tasks: int = 0
     complete: bool = False
@@ -226,6 +227,7 @@ class HandOver:
             return False  # of a learner group that is no more
         state.running.remove(task)
         state.results[task.index] = (experience, summary)
+        state.made[task.index] = task
         if state.waiting or state.running:
             return False
         kept = sum(result.kept for _, result in state.results.values())
@@ -236,6 +238,26 @@ class HandOver:
             return False
         state.complete = True
         return True
+
+    def lose(self, update: int, experiences: Collection[Any]) -> int:
+        """Experiences are gone, with the node that kept them: their tasks are first in line again.
+
+        Args:
+            update: 0-based update.
+            experiences: References; those that are no longer the update's are not missed.
+
+        Returns:
+            How many tasks will be made again, with the same result.
+        """
+        state = self._open.get(update)
+        if state is None:
+            return 0
+        gone = sorted(index for index, (experience, _) in state.results.items() if experience in experiences)
+        for index in reversed(gone):
+            del state.results[index]
+            state.waiting.insert(0, state.made.pop(index))
+        state.complete = state.complete and not gone
+        return len(gone)
 
     def shares(self, update: int, rank: int, world: int) -> list[Share] | None:
         """The groups of an update that a learner rank learns from: equal shares, in task order.

@@ -4,6 +4,7 @@ Every rank runs `train_loop`. It restores the newest checkpoint, tells the coord
 turns experience into updates: forward and backward passes over its share, one optimiser step, new weights out.
 """
 
+import logging
 import math
 import shutil
 import time
@@ -22,6 +23,8 @@ from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
 
 if TYPE_CHECKING:
     from sharpening.methods.base import Experience
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,9 @@ class Learner:
         stopped = self._begin_round()
         if stopped is not None:
             return stopped
-        asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.rank, self.world)
-        shares: list[Share] | Stop = ray.get(asked)
-        if isinstance(shares, Stop):
-            return shares
-        experience = self._fetch(shares)
+        experience = self._experience()
+        if isinstance(experience, Stop):
+            return experience
         waited = time.perf_counter()
         row = self._learn(experience)
         learnt = time.perf_counter()
@@ -181,16 +182,35 @@ class Learner:
         method.take(state)
         return None
 
-    def _fetch(self, shares: list[Share]) -> "Experience":
-        """This rank's groups, in task order."""
+    def _experience(self) -> "Experience | Stop":
+        """This rank's share of the update; what was lost with a node is made again, and all ranks wait for it."""
+        while True:
+            asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.rank, self.world)
+            shares: list[Share] | Stop = ray.get(asked)
+            if isinstance(shares, Stop):
+                return shares
+            experience, lost = self._fetch(shares)
+            if lost:
+                ray.get(self.spec.coordinator.lost.remote(self._attempt, self.update, lost))
+            if self._all(experience is not None):
+                assert experience is not None
+                return experience
+
+    def _fetch(self, shares: list[Share]) -> "tuple[Experience | None, list[Any]]":
+        """This rank's groups, in task order; `None` and the references of those whose node is gone, where there are."""
         from sharpening.methods.base import Experience
 
-        parts = ray.get([share.experience for share in shares])
-        picked = [
-            part if (share.first, share.last) == (0, part.groups) else part.select(range(share.first, share.last))
-            for part, share in zip(parts, shares, strict=True)
-        ]
-        return Experience.cat(picked)
+        picked, lost = [], []
+        for share in shares:
+            try:
+                part = ray.get(share.experience)
+            except ray.exceptions.ObjectLostError as error:
+                logger.info("experience was lost", exc_info=error)
+                lost.append(share.experience)
+                continue
+            whole = (share.first, share.last) == (0, part.groups)
+            picked.append(part if whole else part.select(range(share.first, share.last)))
+        return (None if lost else Experience.cat(picked)), lost
 
     def _learn(self, experience: "Experience") -> dict[str, Any] | Stop:
         """Learn from the share, in `inner_steps` optimiser steps; a stop when something is not finite."""

@@ -46,6 +46,28 @@ def test_synchronous_tasks_wait_for_their_version_and_cut_the_slots() -> None:
     assert [task.version for task in take_all(hand_over, {0, 1})] == [1, 1]
 
 
+def test_lost_experience_is_made_again_and_the_update_waits_for_it() -> None:
+    hand_over = make(prompts=6)
+    first, second, third = take_all(hand_over, {0})
+    hand_over.deliver(first, "a", summary(first))
+    assert hand_over.lose(0, ["a"]) == 1  # before the update is complete
+    assert take_all(hand_over, {0}) == [first]
+    hand_over.deliver(second, "b", summary(second))
+    hand_over.deliver(third, "c", summary(third))
+    assert hand_over.deliver(first, "a2", summary(first))
+    shares = hand_over.shares(0, 0, 1)
+    assert hand_over.lose(0, ["a", "x"]) == 0  # told by another rank, which had asked before it was made again
+    assert hand_over.shares(0, 0, 1) == shares
+    assert hand_over.lose(0, ["a2", "c"]) == 2
+    assert hand_over.shares(0, 0, 1) is None
+    assert take_all(hand_over, {0}) == [first, third]
+    hand_over.deliver(third, "c2", summary(third))
+    assert hand_over.shares(0, 0, 1) is None
+    assert hand_over.deliver(first, "a3", summary(first))
+    assert hand_over.shares(0, 0, 1) == [Share("a3", 0, 4), Share("b", 0, 4), Share("c2", 0, 4)]
+    assert hand_over.lose(1, ["a3"]) == 0
+
+
 def test_staleness_looks_ahead_that_far_and_no_farther() -> None:
     hand_over = make(staleness=1)
     tasks = take_all(hand_over, {0})
