@@ -119,4 +119,5 @@ def reserve(
     alone = {"num_rollout_actors": 0, "reward_replicas": 0}
     learners = cluster.reserve(options.model_copy(update=alone), learner, gpu)
     gpus = (others.gpus[0], learners.gpus[1], others.gpus[2])
-    return replace(others, learner=learners.learner, gpus=gpus, note=others.note or learners.note)
+    notes = [found.note for found in (others, learners) if found.part < 1]
+    return replace(others, learner=learners.learner, gpus=gpus, note="; ".join(notes))

@@ -118,11 +118,8 @@ def test_a_node_is_killed_and_another_joins(nodes: Nodes, models: Models, tmp_pa
         said = runs.finish_process(process)
     assert process.returncode == 0, said
     runs.check_whole(folder, 3)
-    assert re.search(r"rollout-\d died; its task goes to the next idle actor, and Ray restarts it", said)
-    assert re.search(r"rollout-\d is back as process \d+", said)
     assert re.search(r"update 1: the experience of \d tasks? was lost with its node and is made again", said)
     found, made = runs.curve(folder), expected(models, tmp_path, **sizes)
     for name in ("reward", "loss"):
         assert [row[name] for row in found] == pytest.approx([row[name] for row in made], rel=2e-4)
-    assert runs.read_metrics(folder)[-1]["restarts_rollout"] >= 1
     assert runs.read_metrics(folder)[-1]["restarts_learner"] == 0
