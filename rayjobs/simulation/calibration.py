@@ -91,7 +91,7 @@ def of_folder(folder: Path) -> tuple[Stages, Layout, list[str]]:
         prompts_per_update=values["prompts_per_update"], rollout_batch_size=values["rollout_batch_size"],
         checkpointing_steps=values["checkpointing_steps"],
     )  # fmt: skip
-    rows = rows[STARTING:]
+    rows = rows[STARTING + layout.staleness :]  # the first ones were rolled out before the learner had started
     size = sum(file.stat().st_size for part in DENOISERS for file in (folder / "pipeline" / part).glob("*.safetensors"))
     return of_rows(rows, layout, size)
 

@@ -121,7 +121,7 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
         ("--watch clip", "watch", "clip is a reward of the training"),
         ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
         ("--rollout_nodes rollout", "rollout_nodes", "must be a label key=value, such as role=rollout, is rollout"),
-        ("--rollout_nodes role=!rollout", "rollout_nodes", "must be a label key=value"),
+        ("--rollout_nodes role=rollout,role=any", "rollout_nodes", "must be a label key=value"),
         ("--learner_nodes role=learner", "learner_nodes", "join a cluster with --ray_address, or leave it out"),
         ("--output_dir s3://bucket/run", "output_dir", "mount storage that every node sees"),
         ("--resume_from_checkpoint gs://bucket/run", "resume_from_checkpoint", "is an address"),

@@ -163,8 +163,10 @@ def test_weights_reach_nodes_over_the_heads_line() -> None:
         update = 2 * nodes + 0.5 + rounds * TASK + LEARNER + 2  # the learner sends them to the head first
         assert found.seconds_per_update == pytest.approx(update)
         assert found.busy["network"] == pytest.approx(2 * nodes / update)
-    tree = laid_out(stages, actors=3, tree=True, **network)
-    assert tree.seconds_per_update == pytest.approx(found.seconds_per_update - 2)  # 2 hops, not 3 copies
+    for nodes, hops in ((1, 1), (3, 2), (4, 3)):  # with the head, every hop doubles those that have a copy
+        tree = laid_out(stages, actors=nodes, tree=True, **network)
+        update = 2 * hops + 0.5 + math.ceil(6 / nodes) * TASK + LEARNER + 2
+        assert tree.seconds_per_update == pytest.approx(update)
     shared = laid_out(stages, actors=3, actors_per_node=3, bandwidth=4e9)
     assert shared.seconds_per_update == pytest.approx(found.seconds_per_update - 4)  # one node fetches one copy
 
