@@ -202,7 +202,7 @@ def test_the_grader_behind_serve(app: str, endpoint: OpenAIServer) -> None:
     from reward_servers.client import ServeScore
     from reward_servers.options import RewardAppOptions
 
-    start_reward_app(RewardAppOptions(name="grader-test", reward="grader", model="judge"))
+    start_reward_app(RewardAppOptions(name="grader-test", reward="grader", model="judge", num_cpus=0.1))
     try:
         score = ServeScore("grader-test", deadline_s=120)
         endpoint.script = {"refused": [refusal(400, "no")], "babble": [Reply("a lovely picture")]}
