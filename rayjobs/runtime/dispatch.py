@@ -129,7 +129,7 @@ class Dispatcher:
             summary: Summary = await answer
             self._account(summary)
             for note in summary.notes:
-                self._state.say(note)
+                self._state.say(note, "reward")
             try:
                 self._hand_over.deliver(job.task, experience, summary)
             except TooManyFailures as error:
@@ -147,18 +147,21 @@ class Dispatcher:
     async def _revive(self, name: str, actor: Any) -> bool:
         """Wait until a dead actor is back; whether it is."""
         self._state.restarts["rollout"] += 1
-        self._state.say(f"{name} died; its task goes to the next idle actor, and Ray restarts it")
+        self._state.say(
+            f"{name} died; its task goes to the next idle actor, and Ray restarts it", "restart", role="rollout"
+        )
         try:
             # Ray itself retries this call until the restarted process answers.
             pid = (await actor.describe.options(max_task_retries=-1).remote())["pid"]
         except ActorDiedError as error:
             self.actors -= 1
-            self._state.say(f"{name} does not come back: {last_line(error)}")
+            left = f"the run goes on with {self.actors} of its actors; the node's log says why it died"
+            self._state.say(f"{name} does not come back ({last_line(error)}); {left}", "lost", role="rollout")
             if not self.actors:
                 self._state.end(BROKEN, f"every rollout actor died: {last_line(error)}")
                 await self._state.notify()
             return False
-        self._state.say(f"{name} is back as process {pid}")
+        self._state.say(f"{name} is back as process {pid}", "back", role="rollout")
         return True
 
     def _refuse(self, error: RayTaskError) -> None:

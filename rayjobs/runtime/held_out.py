@@ -5,6 +5,7 @@ from typing import Any
 
 from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, plan
+from rayjobs.runtime.look_grids import GRID
 from rayjobs.runtime.report import EVALUATION_BATCH, verified
 from sharpening.evaluation.comparison.alarm import Checkpoint, Finding, watch
 from sharpening.evaluation.files import write_parquet
@@ -32,7 +33,7 @@ class HeldOut:
 
             chosen = choose(assets.validation_benchmark(), options.validation_prompts)
             steps = options.eval_steps or options.rollout_steps
-            self.tasks = plan(chosen, (options.guidance_scale,), steps, EVALUATION_BATCH, 0, verified(options))
+            self.tasks = plan(chosen, (options.guidance_scale,), steps, EVALUATION_BATCH, GRID, verified(options))
 
     def due(self, updates: int) -> bool:
         """Whether it is time to look.

@@ -1,0 +1,231 @@
+"""The page's charts: geometry of inline SVG, which reads without a script, and the same numbers for the script."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayjobs.page.contents import Contents, Row
+from rayjobs.page.numbers import decimals_for, fixed, thinned, ticks
+
+WIDTH, HEIGHT = 640, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 30
+MOST_POINTS = 1000
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        key: Which of the page's styles it has.
+        name: What the legend calls it.
+        path: SVG path; gaps where a value is missing.
+        dots: (x, y) of its points, drawn where they are few.
+        updates: Updates made at each point.
+        xs: x of each point, in the chart's units.
+        ys: y of each point.
+        texts: Values as they are shown.
+    """
+
+    key: str
+    name: str
+    path: str
+    dots: list[tuple[float, float]]
+    updates: list[int]
+    xs: list[float]
+    ys: list[float]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart over the updates.
+
+    Attributes:
+        id: For links and the script.
+        title: Its heading.
+        about: One sentence.
+        series: Its lines.
+        band: SVG path of the spread around a line; may be empty.
+        alarm: x and width of the stretch with the alarm, or empty.
+        x_ticks: (x, label).
+        y_ticks: (y, label).
+        wide: Whether it takes the page's whole width.
+    """
+
+    id: str
+    title: str
+    about: str
+    series: list[Series]
+    band: str = ""
+    alarm: tuple[float, float] | tuple[()] = ()
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)
+    wide: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The chart in words: where each line begins and ends."""
+        told = [f"{s.name} from {s.texts[0]} to {s.texts[-1]}" for s in self.series if s.texts]
+        first, last = min(s.updates[0] for s in self.series), max(s.updates[-1] for s in self.series)
+        return f"{self.title} over updates {first} to {last}: {'; '.join(told)}"
+
+    def data(self) -> dict[str, Any]:
+        """What the script needs to read values at an update."""
+        kept = ("key", "name", "updates", "xs", "ys", "texts")
+        return {"id": self.id, "series": [{name: getattr(s, name) for name in kept} for s in self.series]}
+
+
+def points(rows: Sequence[Row], name: str, offset: int = 0) -> Points:
+    """A metric over the updates.
+
+    Args:
+        rows: Rows with `update`.
+        name: The metric.
+        offset: What makes updates made of `update`.
+
+    Returns:
+        (updates made, value) where there is a finite value.
+    """
+    found = [(int(row["update"]) + offset, row.get(name)) for row in rows]
+    return [(u, float(v)) for u, v in found if isinstance(v, (int, float)) and math.isfinite(v)]
+
+
+def charts(contents: Contents) -> list[Chart]:
+    """The charts that a run's files give.
+
+    Args:
+        contents: The run.
+
+    Returns:
+        Reward, held-out facts, loss and further ones; a metric that the run does not have has none.
+    """
+    rows, looks = contents.rows, contents.looks
+    reward = {
+        "best": ("best branch", points(rows, "reward_best", 1)), "worst": ("worst branch", points(rows, "reward_worst", 1)),
+        "mean": ("rollouts, mean", points(rows, "reward", 1)), "held": ("held-out prompts", points(looks, "reward")),
+    }  # fmt: skip
+    alarms = [int(look["update"]) for look in looks if look.get("alarm")]
+    end = max((contents.updates, *(int(look["update"]) for look in looks)), default=0)
+    several = {
+        f"part{place}": (name.removeprefix("reward_").removesuffix("_mean").replace("_", " "), points(rows, name, 1))
+        for place, name in enumerate(
+            sorted({n for r in rows for n in r if n.startswith("reward_") and n.endswith("_mean")})
+        )
+    }
+    wanted = [
+        ("reward", "Reward", "Mean reward of the rollouts; the band is one standard deviation over a prompt's branches.",
+         reward),
+        ("facts", "Held-out facts", "Share of facts that the verifiers find on held-out prompts.",
+         {"held": ("facts that hold", points(looks, "facts"))}),
+        ("loss", "Loss", "Mean loss on each update's fresh experience.", {"loss": ("loss", points(rows, "loss", 1))}),
+        ("accuracy", "Implicit accuracy", "Share of pairs that the policy ranks as the reward does; 0.5 is chance.",
+         {"mean": ("accuracy", points(rows, "accuracy", 1))}),
+        ("grad_norm", "Gradient norm", "Before clipping.", {"loss": ("norm", points(rows, "grad_norm", 1))}),
+        ("seconds", "Seconds an update", "Wall time, from the end of the update before.",
+         {"mean": ("seconds", points(rows, "seconds", 1))}),
+        ("by_reward", "Each reward", "Mean score of the rollouts' images, each reward in its own unit.", several),
+    ]  # fmt: skip
+    found = []
+    for identity, title, about, lines in wanted:
+        lines = {key: line for key, line in lines.items() if line[1]}
+        if lines:
+            spread = points(rows, "reward_spread", 1) if identity == "reward" else []
+            found.append(_chart(identity, title, about, lines, spread, min(alarms, default=None), end))
+    return found
+
+
+def _chart(
+    identity: str, title: str, about: str, lines: dict[str, tuple[str, Points]], spread: Points, alarm: int | None,
+    end: int,
+) -> Chart:  # fmt: skip
+    frame = Frame.around(lines, spread, end)
+    known = dict(spread)
+    around = [(u, v, known[u]) for u, v in lines.get("mean", ("", []))[1] if u in known]
+    upper = [(frame.x(u), frame.y(v + s)) for u, v, s in around]
+    lower = [(frame.x(u), frame.y(v - s)) for u, v, s in around]
+    drawn = [_series(key, name, values, frame) for key, (name, values) in lines.items()]
+    hatched: tuple[float, float] | tuple[()] = ()
+    if alarm is not None and identity in ("reward", "facts"):
+        hatched = (frame.x(alarm), max(2.0, round(WIDTH - RIGHT - frame.x(alarm), 1)))
+    return Chart(
+        identity, title, about, drawn, _path([*upper, *reversed(lower)]) + "Z" if len(upper) > 1 else "", hatched,
+        [(frame.x(tick), fixed(tick, 0)) for tick in ticks(frame.first, frame.last, 8, whole=True)],
+        [(frame.y(tick), fixed(tick, frame.decimals)) for tick in ticks(frame.low, frame.high)],
+        wide=identity == "reward",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chart's axes.
+
+    Attributes:
+        first: Leftmost update.
+        last: Rightmost update.
+        low: Lowest value.
+        high: Highest value.
+        decimals: Decimals of the ticks on the left.
+    """
+
+    first: float
+    last: float
+    low: float
+    high: float
+    decimals: int
+
+    @classmethod
+    def around(cls, lines: dict[str, tuple[str, Points]], spread: Points, end: int) -> "Frame":
+        """Axes that hold all lines, and the spread around the mean, with a little room.
+
+        Args:
+            lines: Points by key.
+            spread: Half width of the band.
+            end: Updates made.
+
+        Returns:
+            The axes.
+        """
+        values = [value for _, found in lines.values() for _, value in found]
+        known = dict(spread)
+        mean = lines.get("mean", ("", []))[1] if spread else []
+        values += [v + sign * known[u] for u, v in mean if u in known for sign in (-1, 1)]
+        first = min(found[0][0] for _, found in lines.values())
+        last = max(end, *(found[-1][0] for _, found in lines.values()))
+        low, high = min(values), max(values)
+        room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        low, high = low - room, high + room
+        shown = ticks(low, high)
+        step = shown[1] - shown[0] if len(shown) > 1 else high - low
+        return cls(first - 0.5 * (first == last), last + 0.5 * (first == last), low, high, decimals(step))
+
+    def x(self, update: float) -> float:
+        """Where an update is."""
+        part = (update - self.first) / (self.last - self.first)
+        return round(LEFT + part * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """Where a value is."""
+        part = (value - self.low) / (self.high - self.low)
+        return round(HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP), 1)
+
+
+def decimals(step: float) -> int:
+    """Decimals that a step of 1, 2 or 5 times a power of ten needs."""
+    return max(0, -math.floor(math.log10(step) + 1e-9))
+
+
+def _series(key: str, name: str, values: Points, frame: Frame) -> Series:
+    kept = [values[place] for place in thinned(len(values), MOST_POINTS)]
+    digits = decimals_for(value for _, value in values)
+    places = [(frame.x(update), frame.y(value)) for update, value in kept]
+    xs, ys = [x for x, _ in places], [y for _, y in places]
+    dots = places if len(places) <= 60 else []
+    texts = [fixed(value, digits) for _, value in kept]
+    return Series(key, name, _path(places), dots, [update for update, _ in kept], xs, ys, texts)
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
