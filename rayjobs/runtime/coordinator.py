@@ -250,8 +250,8 @@ class Coordinator:
             return
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         self._state.say(
-            f"update {update}: {reasons.total()} prompts could not be scored ({told}) and were replaced; if it goes on, "
-            "the reward's log says why (dashboard: Serve)",
+            f"update {update}: {reasons.total()} prompts could not be scored ({told}) and were replaced; if it goes "
+            "on, the reward's log says why (dashboard: Serve)",
             "dropped", update=update, reasons=dict(reasons),
         )  # fmt: skip
 

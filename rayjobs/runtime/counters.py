@@ -1,7 +1,7 @@
 """What a run counts for Prometheus beside its newest metrics (`rayjobs.runtime.gauges`): sums, and numbers by label.
 
-Names follow Prometheus' conventions: units in the name, counters that only rise. Ray's exporter puts `ray_` before every
-name and `_total` behind a counter's.
+Names follow Prometheus' conventions: units in the name, counters that only rise. Ray's exporter puts `ray_` before
+every name and `_total` behind a counter's.
 """
 
 from collections import Counter as Tally
