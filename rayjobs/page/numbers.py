@@ -13,13 +13,13 @@ def decimals_for(values: Iterable[float]) -> int:
         values: Finite numbers.
 
     Returns:
-        0 to 6.
+        0 to 9.
     """
     numbers = list(values)
     if not numbers:
         return 2
     span = max(numbers) - min(numbers) or max(map(abs, numbers))
-    return min(6, max(0, 2 - math.floor(math.log10(span)))) if span > 0 else 2
+    return min(9, max(0, 2 - math.floor(math.log10(span)))) if span > 0 else 2
 
 
 def fixed(value: float, decimals: int, sign: bool = False) -> str:

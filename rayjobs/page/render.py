@@ -80,7 +80,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
         "tiles": _tiles(contents, blocks), "blocks": blocks, "base_model": tables.base_model(contents),
         "movers": tables.movers(contents), "charts": drawn,
         "chart_data": [chart.data() for chart in drawn],
-        "frame": {"width": charts.WIDTH, "height": charts.HEIGHT, "left": charts.LEFT, "right": charts.RIGHT,
+        "frame": {"left": charts.LEFT, "right": charts.RIGHT,
                   "top": charts.TOP, "bottom": charts.BOTTOM},
         "updates": _updates(contents), "made": contents.updates,
         "grids": images.sample_grids(contents.folder), "looks": looks, "told": {u: _look(told.get(u)) for u in

@@ -183,7 +183,7 @@ def base_model(contents: Contents) -> str:
     return f"The base model's reward on {len(rewards)} held-out prompts is {fixed(found.mean, 2)} {ends}."
 
 
-def movers(contents: Contents) -> dict[str, list[dict[str, Any]]]:
+def movers(contents: Contents) -> dict[str, list[dict[str, str]]]:
     """Prompts that gained most and lost most, at the model's own guidance.
 
     Args:
@@ -199,16 +199,17 @@ def movers(contents: Contents) -> dict[str, list[dict[str, Any]]]:
     pairs = [(row, sides["after"][index]) for index, row in sides["before"].items() if index in sides["after"]]
     moved = [((b.reward or 0.0) - (a.reward or 0.0), a, b) for a, b in pairs]
     moved.sort(key=lambda entry: entry[0])
-    told = [
-        {
-            "prompt": a.prompt, "category": a.category, "difference": fixed(gain, 2, sign=True), "gain": gain,
-            "reward": f"{fixed(a.reward or 0.0, 2)} → {fixed(b.reward or 0.0, 2)}",
-            "facts": "" if a.facts is None or b.facts is None else f"{a.facts:.2f} → {b.facts:.2f}",
-        }
-        for gain, a, b in moved
-    ]  # fmt: skip
-    gained = [entry for entry in reversed(told) if entry["gain"] > 0][:PROMPTS]
-    return {"gained": gained, "lost": [entry for entry in told if entry["gain"] < 0][:PROMPTS]}
+    gained = [entry for entry in reversed(moved) if entry[0] > 0][:PROMPTS]
+    lost = [entry for entry in moved if entry[0] < 0][:PROMPTS]
+    return {"gained": [_moved(*entry) for entry in gained], "lost": [_moved(*entry) for entry in lost]}
+
+
+def _moved(gain: float, before: PromptResult, after: PromptResult) -> dict[str, str]:
+    facts = "" if before.facts is None or after.facts is None else f"{before.facts:.2f} → {after.facts:.2f}"
+    return {
+        "prompt": before.prompt, "category": before.category, "difference": fixed(gain, 2, sign=True), "facts": facts,
+        "reward": f"{fixed(before.reward or 0.0, 2)} → {fixed(after.reward or 0.0, 2)}",
+    }  # fmt: skip
 
 
 def cost_bars(cost: Row) -> dict[str, list[Bar]]:

@@ -28,6 +28,7 @@ from sharpening.data.prompts import Stream
 from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
 
+REFRESH_S = 5.0  # Ray exports every 10 seconds what was set since the last time
 SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
 
 
@@ -80,6 +81,8 @@ class Coordinator:
         self._cost = self._folder.read_cost()
         self._gauges = RunGauges(spec.run)
         self._counters = RunCounters(spec.run, spec.updates)
+        self._shown: dict[str, Any] = {}  # newest numbers of all gauges
+        self._refreshed = time.monotonic()
         self._attempt = 0
         self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
@@ -237,7 +240,7 @@ class Coordinator:
         }  # fmt: skip
         self._account_learner(row)
         written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
-        self._gauges.set(merged)
+        self._show(merged)
         self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
         self._tell_dropped(update, Counter(reason for summary in summaries for _, reason in summary.dropped))
@@ -303,7 +306,19 @@ class Coordinator:
         Args:
             numbers: By the gauge's name.
         """
-        self._gauges.set(numbers)
+        self._show(numbers)
+
+    def _show(self, numbers: dict[str, Any]) -> None:
+        self._shown |= numbers
+        self._gauges.set(self._shown)
+
+    def _refresh(self) -> None:
+        """Show the queue, and every few seconds all gauges again: Ray drops a gauge that is not set anew."""
+        self._counters.queue(self._hand_over.depth())
+        if time.monotonic() - self._refreshed > REFRESH_S:
+            self._refreshed = time.monotonic()
+            self._gauges.set(self._shown)
+            self._counters.refresh()
 
     async def status(self, events_seen: int = 0) -> dict[str, Any]:
         """What the driver shows.
@@ -316,7 +331,7 @@ class Coordinator:
             `pid`.
         """
         progress = self._state.progress
-        self._counters.queue(self._hand_over.depth())
+        self._refresh()
         return {
             "events": self._state.events[events_seen:], "phase": progress.phase, "done": progress.done,
             "total": progress.total, "row": progress.row, "stop": self._state.stop,

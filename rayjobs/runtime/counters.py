@@ -2,6 +2,8 @@
 
 Names follow Prometheus' conventions: units in the name, counters that only rise. Ray's exporter puts `ray_` before
 every name and `_total` behind a counter's.
+
+Ray exports a gauge only in intervals in which it was set: what has not changed must be set again, or the series ends.
 """
 
 from collections import Counter as Tally
@@ -42,8 +44,8 @@ class RunCounters:
         self._gauges = {n: Gauge(f"sharpening_{n}", about, ("run", *tags)) for n, (tags, about) in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
             metric.set_default_tags({"run": run})
-        self._peaks: dict[str, float] = {}
-        self._gauges["updates_planned"].set(updates)
+        self._held: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._set("updates_planned", updates)
 
     def rollout(self, summary: Summary) -> None:
         """Count a rollout task, also one that comes too late to be learnt from.
@@ -83,9 +85,9 @@ class RunCounters:
             self._count("stage_seconds", row.get(f"seconds_{stage}", 0), stage=stage)
         for role in ("learner", "learner_gpu"):
             self._peak(role, row.get(f"peak_memory_{role}", 0))
-        self._gauges["staleness_updates"].set(row["update"] - row["version"])
+        self._set("staleness_updates", row["update"] - row["version"])
         if row.get("seconds_publish") is not None:
-            self._gauges["publish_seconds"].set(row["seconds_publish"])
+            self._set("publish_seconds", row["seconds_publish"])
 
     def queue(self, depth: Depth) -> None:
         """Show how full the hand-over is.
@@ -94,16 +96,24 @@ class RunCounters:
             depth: Tasks by state.
         """
         for state in ("waiting", "running", "done"):
-            self._gauges["queue_depth_tasks"].set(getattr(depth, state), {"state": state})
+            self._set("queue_depth_tasks", getattr(depth, state), state=state)
+
+    def refresh(self) -> None:
+        """Set every gauge again, so that Ray goes on exporting it."""
+        for (name, labels), value in self._held.items():
+            self._gauges[name].set(value, dict(labels) or None)
 
     def _count(self, name: str, value: float, **labels: str) -> None:
         if value > 0:  # Ray's counters refuse zero
             self._counters[name].inc(value, labels or None)
 
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        self._held[name, tuple(labels.items())] = value
+        self._gauges[name].set(value, labels or None)
+
     def _peak(self, role: str, peak: float) -> None:
-        if peak > self._peaks.get(role, 0):
-            self._peaks[role] = peak
-            self._gauges["peak_memory_bytes"].set(peak, {"role": role})
+        if peak > self._held.get(("peak_memory_bytes", (("role", role),)), 0):
+            self._set("peak_memory_bytes", peak, role=role)
 
 
 def exported() -> dict[str, tuple[str, ...]]:

@@ -204,6 +204,7 @@ class Run:
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
                 write_look(self.folder, parts, self.options.guidance_scale, self.options.seed)
+                self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
                 if alarm:
                     self.coordinator.note.remote(alarm, "alarm")

@@ -73,6 +73,13 @@ class HeldOut:
         self._alarmed = True
         return finding.sentence
 
+    def told(self) -> str:
+        """The newest look in one line, for the run's log."""
+        newest = self._rows[-1]
+        found = {"reward": (newest["reward"], 2), "facts": (newest["facts"], 3)}
+        numbers = [f"{name} {value:.{digits}f}" for name, (value, digits) in found.items() if value is not None]
+        return f"held-out prompts after update {newest['update']}: {', '.join(numbers) or 'none could be scored'}"
+
     def gauges(self) -> Row:
         """The newest look under the names of `rayjobs.runtime.gauges`."""
         newest = self._rows[-1]

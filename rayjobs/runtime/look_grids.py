@@ -11,6 +11,7 @@ from sharpening.evaluation.run_folder import RunFolder
 
 GRID = 12  # images in a look's grid
 SIDE = 192  # pixels, the longest side of an image in it
+MARK = 11  # pixels of a mark: eight of them fit beneath an image of 128
 
 
 def look_name(update: int) -> str:
@@ -48,7 +49,9 @@ def write_look(folder: RunFolder, parts: list[EvaluationPart], guidance_scale: f
     captions = [prompts[i] for i in images]
     marks = [facts[i] for i in images] if any(facts[i] for i in images) else None
     title = f"after update {update}, guidance {guidance_scale:g}, {steps} steps, seed {seed}"
-    grid = sample_grid(np.stack([_small(image) for image in images.values()]), captions, marks, title, GridStyle(128))
+    grid = sample_grid(
+        np.stack([_small(image) for image in images.values()]), captions, marks, title, GridStyle(128, mark=MARK)
+    )
     folder.write_image(look_name(update), grid, captions)
 
 
