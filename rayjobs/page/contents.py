@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayjobs.errors import JobError
-from sharpening.evaluation.events import read_events
+from sharpening.evaluation.events import EVENTS, read_events
 from sharpening.evaluation.metrics import read_metrics
 from sharpening.evaluation.run_folder import CONFIG, COST, EVALUATION, SUMMARY, VALIDATION, VERSIONS
 
@@ -89,18 +89,22 @@ def read_contents(folder: Path) -> Contents:
         folder=folder,
         config=config,
         versions=_json(folder / VERSIONS),
-        rows=_read(lambda: read_metrics(folder), folder / "metrics.jsonl"),
+        rows=_found(lambda: read_metrics(folder), folder / "metrics.jsonl") or [],
         looks=_parquet(folder / VALIDATION, ("update", "reward", "facts")),
         evaluation=_parquet(folder / EVALUATION, ("index", "prompt", "category", "phase", "guidance_scale", "reward")),
         cost=_json(folder / COST),
         summary=_json(folder / SUMMARY),
-        events=_read(lambda: read_events(folder), folder / "events.jsonl"),
+        events=_found(lambda: read_events(folder), folder / EVENTS) or [],
     )
 
 
-def _read(read: Callable[[], Found], path: Path) -> Found:
-    """What a reader gives; whatever is wrong with the file becomes one sentence."""
+def _found(read: Callable[[], Found], path: Path) -> Found | None:
+    """What a reader gives, `None` where there is no file; whatever is wrong with it becomes one sentence."""
+    if not path.exists():
+        return None
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")  # a device could be read for ever
         return read()
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -115,7 +119,7 @@ def _json(path: Path) -> Row:
             raise ValueError("it holds no JSON object")
         return found
 
-    return _read(read, path) if path.exists() else {}
+    return _found(read, path) or {}
 
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> list[Row]:
@@ -131,4 +135,4 @@ def _parquet(path: Path, columns: tuple[str, ...]) -> list[Row]:
             raise ValueError(f"it has no column '{missing[0]}'")
         return table.to_pylist()
 
-    return _read(read, path) if path.exists() else []
+    return _found(read, path) or []

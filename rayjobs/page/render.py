@@ -125,7 +125,7 @@ def _tiles(contents: Contents, blocks: list[tables.Block]) -> list[tuple[str, st
     cost = contents.cost
     if cost.get("nfe"):
         nfe = cost["nfe"]
-        found.append(("network evaluations", fixed(nfe.get("training", 0), 0), "for training"))
+        found.append(("NFE, training", fixed(nfe.get("training", 0), 0), "network evaluations"))
     wall = cost.get("seconds", {}).get("wall")
     spent = sum(row.get("seconds") or 0.0 for row in contents.rows)
     found.append(("training", seconds(spent), f"of {seconds(wall)} in all" if wall else "so far"))

@@ -19,6 +19,10 @@ STAGES = {
     "evaluate": "held-out prompts: drawing", "evaluate_score": "held-out prompts: scoring and verifying",
     "rollout": "rollouts: the policy", "rank": "ranking pairs",
 }  # fmt: skip
+ROLES = {
+    "rollout": "an actor", "learner": "a rank", "driver": "the job's own process", "rollout_gpu": "an actor's device",
+    "learner_gpu": "a rank's device",
+}  # fmt: skip
 FAULTS = ("restart", "lost", "dropped", "alarm", "stop", "reward")
 
 
@@ -227,15 +231,15 @@ def cost_bars(cost: Row) -> dict[str, list[Bar]]:
     return {
         "nfe": _bars(evaluations.items(), lambda value: fixed(value, 0)),
         "seconds": _bars(sorted(spent.items(), key=lambda item: -item[1]), seconds),
-        "memory": _bars(sorted(memory.items(), key=lambda item: -item[1]), size),
+        "memory": _bars(sorted(memory.items(), key=lambda item: -item[1]), size, ROLES),
     }
 
 
-def _bars(items: Iterable[tuple[str, float]], word: Any) -> list[Bar]:
+def _bars(items: Iterable[tuple[str, float]], word: Any, about: dict[str, str] = STAGES) -> list[Bar]:
     pairs = list(items)
     longest = max((value for _, value in pairs), default=0) or 1
     return [
-        Bar(name.replace("_", " "), STAGES.get(name, ""), word(value), round(100 * value / longest, 2))
+        Bar(name.replace("_", " "), about.get(name, ""), word(value), round(100 * value / longest, 2))
         for name, value in pairs
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class EventLog:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / EVENTS
-        self._cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        self._cut = _cut_short(self._path)
 
     def add(self, text: str, kind: str = "note", **facts: Any) -> None:
         """Add an event. A disk that refuses loses the line, not the run: what must be kept is in the metrics.
@@ -46,6 +47,15 @@ class EventLog:
             logger.warning("an event was not written to %s: %s", self._path, error)
 
 
+def _cut_short(path: Path) -> bool:
+    """Whether a file's last line has no end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
 def read_events(folder: Path) -> list[Event]:
     """Events of a run, also while it goes on or after it was killed.
 
@@ -58,7 +68,7 @@ def read_events(folder: Path) -> list[Event]:
     """
     path = folder / EVENTS
     found = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             event = json.loads(line)
         except ValueError:
