@@ -177,7 +177,7 @@ class Dispatcher:
 
 
 async def _answer(actor: Any) -> int:
-    """Process id of a dead actor once it is back. Ray would retry the call by itself, with a line in the job's log each."""
+    """Process id of a dead actor once it is back. Ray would retry by itself, with a line in the job's log each time."""
     deaths = 0
     while True:
         try:

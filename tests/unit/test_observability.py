@@ -142,8 +142,8 @@ def test_events_are_kept_in_order_over_a_kill_and_a_resume(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device without room")
 def test_a_full_disk_costs_an_event_and_not_the_run(tmp_path: Path) -> None:
-    (tmp_path / EVENTS).symlink_to("/dev/full")
     state = RunState(EventLog(tmp_path).add)
+    (tmp_path / EVENTS).symlink_to("/dev/full")
     state.end(DISK, "no room")
     assert state.events == ["stopping: no room"]
     assert state.stop is not None
