@@ -8,7 +8,7 @@ from typing import Any
 from rayjobs.page.contents import Contents, Row
 from rayjobs.page.numbers import decimals_for, fixed, thinned, ticks
 
-SIZE, WIDE = (640, 250), (1040, 300)  # of a drawing's own units; the page's widest holds one of the second
+SIZE, WIDE = (520, 210), (1040, 300)  # of a drawing's own units; the page's widest holds one of the second
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 30
 MOST_POINTS = 1000
 Points = list[tuple[int, float]]
