@@ -66,7 +66,11 @@ def test_a_reward_that_fails_and_one_that_is_gone_cost_prompts_and_time(
     # Every update again, from the weights that its rollouts had: the same prompts are dropped, for the same reason, and
     # every number of the row is the same bit for bit, whoever rolled it out and whatever was away meanwhile.
     found = runs.curve(folder)
-    dropped = re.findall(r"update (\d+): slot (\d+) was dropped \((.*?)\) and refilled", said)
+    dropped = [
+        (update, *entry)
+        for update, told in re.findall(r"update (\d+): \d+ prompts could not be scored \((.*?)\) and were", said)
+        for entry in re.findall(r"slot (\d+): ([^,]+)", told)
+    ]
     expected_dropped: list[tuple[str, str, str]] = []
     rows: list[dict[str, Any]] = []
     for update, row in enumerate(again(options, models, folder)):
