@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, create_model, field_validator
 
 from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.placement import check_label
 from rayjobs.reward_options import RewardOptions
 from sharpening import methods
 from sharpening.options import Kind, MethodOptions, TrainingOptions
@@ -21,6 +22,8 @@ from sharpening.rewards.terms import Term, parse_names
 __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
 
 RANK = "rank"
+PLACES = ("output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes")
+"""Options that say where a run is."""
 TRAINING = TrainingOptions()
 GROUPS = {
     "model": "the diffusion model that is fine-tuned",
@@ -138,8 +141,16 @@ class JobOptions(RewardOptions):
         2, "ray", "processes", "rollout actors; never changes the result", resume=False, ge=1
     )
     rollout_threads: int = option(1, "ray", "CPU threads", "threads of a rollout actor", ge=1)
+    rollout_nodes: str | None = option(
+        None, "ray", "label key=value", "nodes of a cluster that rollout actors and rewards may run on, by Ray's label",
+        shown="any", resume=False,
+    )  # fmt: skip
     num_learners: int = option(1, "ray", "processes", "DeepSpeed learner ranks", ge=1)
     learner_threads: int = option(2, "ray", "CPU threads", "threads of a learner rank", ge=1)
+    learner_nodes: str | None = option(
+        None, "ray", "label key=value", "nodes of a cluster that learners may run on, by Ray's label", shown="any",
+        resume=False,
+    )  # fmt: skip
     staleness: int = option(
         0, "ray", "updates", "updates that rollouts may lag behind the learner; 0 is synchronous", ge=0
     )
@@ -199,6 +210,12 @@ class JobOptions(RewardOptions):
         return value
 
     groups: ClassVar[dict[str, str]] = GROUPS
+
+    @field_validator("rollout_nodes", "learner_nodes")
+    @classmethod
+    def _check_label(cls, value: str | None) -> str | None:
+        return check_label(value)
+
     method: ClassVar[str] = ""
     option_class: ClassVar[type[MethodOptions]] = MethodOptions
 
@@ -249,10 +266,10 @@ class JobOptions(RewardOptions):
         """What a run folder's `config.json` holds; `--config` reads it back.
 
         Returns:
-            The method, and every option but those that say where a run is (its folder, its cluster), so that the file
-            can start another run and names no machine.
+            The method, and every option but those that say where a run is (its folder, its cluster and nodes), so that
+            the file can start another run and names no machine.
         """
-        values = self.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", "ray_address"})
+        values = self.model_dump(mode="json", exclude=set(PLACES))
         groups = list(self.groups)
         ordered = sorted(values, key=lambda name: groups.index(self.metadata(name)["group"]))
         return {"method": self.method, **{name: values[name] for name in ordered}}

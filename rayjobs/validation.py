@@ -14,6 +14,7 @@ from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
+from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
@@ -40,6 +41,7 @@ def validate(options: JobOptions) -> JobOptions:
     check_batches(options)
     device = find_device(options)
     if device is not None:
+        check_joins(options)
         available = machine.gpus() if device == "cuda" else machine.cpus()
         options = settle_device(options, device, available, "this machine")
     elif options.deepspeed_config:
@@ -64,8 +66,24 @@ def validate(options: JobOptions) -> JobOptions:
 
 
 def settle_folders(options: JobOptions) -> JobOptions:
-    """Say where run folders lie that are named relative to the present folder (see `machine.lasting`)."""
+    """Say where run folders lie that are named relative to the present folder (see `machine.lasting`).
+
+    Args:
+        options: The options.
+
+    Returns:
+        A copy with those places.
+
+    Raises:
+        OptionError: If one is no folder but an address.
+    """
     named = {"output_dir": options.output_dir, "resume_from_checkpoint": options.resume_from_checkpoint}
+    for name, value in named.items():
+        if value is not None and "://" in value:
+            raise OptionError(
+                name, f"{value} is an address, and runs are written to folders",
+                "mount storage that every node sees and pass its folder; copy the run afterwards, see docs/cluster.md",
+            )  # fmt: skip
     lasting = {name: str(machine.lasting(value)) for name, value in named.items() if value not in (None, LATEST)}
     return options.model_copy(update=lasting)
 

@@ -46,6 +46,10 @@ class RewardAppOptions(BaseModel):
     num_gpus: float = Field(
         default=0.0, ge=0, description="GPUs that Ray reserves for a replica; shares of one are allowed"
     )
+    node_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of Ray's nodes that replicas may run on, such as role: rollout; none: any node",
+    )
     num_threads: int = Field(
         default=1, ge=1, description="torch threads of a replica; the low bits of scores depend on it"
     )
@@ -127,7 +131,12 @@ class RewardAppOptions(BaseModel):
             "graceful_shutdown_timeout_s": 5.0,
             "graceful_shutdown_wait_loop_s": 0.2,
             "max_constructor_retry_count": 2,
-            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "runtime_env": runtime_env},
+            "ray_actor_options": {
+                "num_cpus": self.num_cpus,
+                "num_gpus": self.num_gpus,
+                "runtime_env": runtime_env,
+                **({"label_selector": self.node_labels} if self.node_labels else {}),
+            },
             "user_config": {},
             **self._replicas(),
         }

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayjobs import machine
+from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
@@ -133,7 +133,7 @@ class Run:
         resources = ray.cluster_resources()
         gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and resources.get("GPU", 0) > 0)
         device = "cuda" if gpu else "cpu"
-        reserved = cluster.reserve(options, resources, gpu)
+        reserved = placement.reserve(options, ray.nodes(), resources, gpu)
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import EMBEDDED, JobOptions
+from rayjobs.placement import selector
 from rayjobs.rewards import RewardPlan, reward_plans
 from rayjobs.runtime import checkpoints, cluster
 from rayjobs.runtime.rewards import app_names, served
@@ -134,6 +135,7 @@ def start_actors(plan: Plan) -> None:
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
             max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy="SPREAD",
+            label_selector=selector(options.rollout_nodes),
             runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
@@ -181,7 +183,10 @@ class Training(threading.Thread):
             train_loop,
             train_loop_config={"spec": self._spec()},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=plan.options.num_learners, use_gpu=plan.device == "cuda", resources_per_worker=resources
+                num_workers=plan.options.num_learners,
+                use_gpu=plan.device == "cuda",
+                resources_per_worker=resources,
+                label_selector=selector(plan.options.learner_nodes),
             ),
             run_config=ray.train.RunConfig(
                 name=checkpoints.FOLDER,

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayjobs.placement import selector
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime.state import REWARD, last_line
 from rayjobs.runtime.training_data import ranked_pairs
@@ -37,7 +38,9 @@ def app_names(run: str, plans: Sequence[RewardPlan], mix: Mix | None) -> dict[st
     return {plan.name: alone if mix is None and not plan.watched else f"{alone}-{plan.name}" for plan in plans}
 
 
-def app_options(plan: RewardPlan, name: str, cpus: float, gpus: float) -> "RewardAppOptions":
+def app_options(
+    plan: RewardPlan, name: str, cpus: float, gpus: float, labels: dict[str, str] | None = None
+) -> "RewardAppOptions":
     """What a reward's application is started with.
 
     Args:
@@ -45,6 +48,7 @@ def app_options(plan: RewardPlan, name: str, cpus: float, gpus: float) -> "Rewar
         name: The application's name.
         cpus: CPUs of a replica.
         gpus: GPUs of a replica, where the reward does not say.
+        labels: Labels of the nodes that replicas may run on; `None` for any node.
 
     Returns:
         The options.
@@ -54,7 +58,7 @@ def app_options(plan: RewardPlan, name: str, cpus: float, gpus: float) -> "Rewar
     return RewardAppOptions(
         name=name, reward=plan.term.reward, model=plan.model, checkpoint=plan.checkpoint, options=plan.options,
         num_replicas=plan.replicas, num_threads=plan.threads, num_cpus=cpus,
-        num_gpus=gpus if plan.num_gpus is None else plan.num_gpus,
+        num_gpus=gpus if plan.num_gpus is None else plan.num_gpus, node_labels=labels or {},
     )  # fmt: skip
 
 
@@ -106,9 +110,9 @@ class Rewards(threading.Thread):
         # Serve's own lines would run through the progress line; what matters of them the coordinator says.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         options, reserved = self._plan.options, self._plan.reserved
-        names = self._plan.apps
+        names, labels = self._plan.apps, selector(options.rollout_nodes)
         wanted = [
-            app_options(plan, names[plan.name], reserved.cpus(plan.threads), reserved.gpus[2])
+            app_options(plan, names[plan.name], reserved.cpus(plan.threads), reserved.gpus[2], labels)
             for plan in self._plan.rewards
         ]
         try:
