@@ -96,6 +96,18 @@ def test_names_follow_prometheus_conventions() -> None:
     assert not set(WATCHED) & (set(COUNTERS) | set(GAUGES))
 
 
+def test_the_documentation_names_every_metric_and_its_alerts_ask_for_them() -> None:
+    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    listed = {
+        name for row in text.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert {name.removeprefix("ray_sharpening_") for name in exported()} <= listed
+    rules = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["groups"][0]["rules"]
+    assert len(rules) == 3
+    for rule in rules:
+        assert metrics(re.sub(r"[=><]=?\s*\d+", "", rule["expr"])) <= set(exported())
+
+
 def test_provisioning_names_no_machine() -> None:
     source = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text(encoding="utf-8"))
     assert source["datasources"][0]["url"] == "$RAY_PROMETHEUS_HOST"
