@@ -159,7 +159,9 @@ def _explain(error: ValidationError, from_file: str | None, model: type[Options]
         return (name, f"must be a finite number, is {value}{where}", "pass an ordinary number")
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a number")
     if first["type"] == "value_error":
-        return (name, f"{first['msg'].removeprefix('Value error, ')}, is {value}{where}", "see --help")
+        problem, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
+        said = problem if remedy else f"{problem}, is {value}"
+        return (name, f"{said}{where}", remedy or "see --help")
     return (name, f"'{value}' is not {expected}{where}", f"pass {expected}")
 
 

@@ -10,13 +10,20 @@ from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, create_model, field_validator
 
+from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.placement import check_label
+from rayjobs.reward_options import RewardOptions
 from sharpening import methods
 from sharpening.options import Kind, MethodOptions, TrainingOptions
+from sharpening.rewards.terms import Term, parse_names
 
-EMBEDDED = "embedded"
+__all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
+
 RANK = "rank"
+PLACES = ("output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes")
+"""Options that say where a run is."""
 TRAINING = TrainingOptions()
 GROUPS = {
     "model": "the diffusion model that is fine-tuned",
@@ -30,37 +37,6 @@ GROUPS = {
 }
 
 
-def option(
-    default: Any,
-    group: str,
-    unit: str,
-    about: str,
-    symbol: str = "-",
-    shown: str = "",
-    fix: str = "",
-    resume: bool = True,
-    **bounds: float,
-) -> Any:
-    """Declare an option.
-
-    Args:
-        default: The vetted setting; `None` where validation derives it.
-        group: A key of `GROUPS`.
-        unit: The value's unit.
-        about: One sentence for the help.
-        symbol: The paper's symbol, `-` when it has none.
-        shown: How the help words the default when the bare value would not say it.
-        fix: What to do about a wrong value, when the bounds alone would not say it.
-        resume: Whether a resumed run must keep the value (it changes the arithmetic).
-        **bounds: pydantic's `ge`, `gt`, `le`, `lt`.
-
-    Returns:
-        The pydantic field.
-    """
-    extra = {"group": group, "unit": unit, "symbol": symbol, "shown": shown, "fix": fix, "resume": resume}
-    return Field(default, description=about, json_schema_extra=extra, **bounds)  # type: ignore[call-overload]
-
-
 def _declared(option_class: type[MethodOptions], name: str) -> Any:
     """The pydantic field of an option that a method declares."""
     found = next(f for f in fields(option_class) if f.name == name)
@@ -69,35 +45,7 @@ def _declared(option_class: type[MethodOptions], name: str) -> Any:
     return option(found.default, "method", **told, **found.metadata["bounds"])
 
 
-class Options(BaseModel):
-    """What a job can be told, each field declared by `option`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    groups: ClassVar[dict[str, str]] = GROUPS
-    about: ClassVar[str] = ""
-
-    @classmethod
-    def metadata(cls, name: str) -> dict[str, Any]:
-        """What `option` noted about a field.
-
-        Args:
-            name: The option's name.
-
-        Returns:
-            Its group, unit, symbol, shown default, fix and whether a resumed run must keep it.
-        """
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict)
-        return dict(extra)
-
-    @classmethod
-    def must_match(cls) -> list[str]:
-        """Names of the options that a resumed run must keep, in their order of declaration."""
-        return [name for name in cls.model_fields if cls.metadata(name)["resume"]]
-
-
-class JobOptions(Options):
+class JobOptions(RewardOptions):
     """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
@@ -129,22 +77,15 @@ class JobOptions(Options):
     guidance_scale: float = _declared(MethodOptions, "guidance_scale")
     rollout_precision: Literal["fp32", "bf16"] = _declared(MethodOptions, "rollout_precision")
 
-    # reward
-    reward: Literal["clip"] = option("clip", "reward", "-", "which reward: clip is CLIP's cosine × 100", "R")
-    reward_model: str = option(
-        EMBEDDED, "reward", "architecture, folder or hub id", "open_clip model of the CLIP reward"
-    )
-    reward_checkpoint: str | None = option(
-        None, "reward", "file or pretrained tag", "weights for an architecture name", shown="the model's own"
-    )
-    reward_replicas: int = option(1, "reward", "processes", "Ray Serve replicas of the reward", resume=False, ge=1)
-    reward_threads: int = option(1, "reward", "CPU threads", "threads of a reward replica", ge=1)
-    reward_timeout: float = option(
-        120.0, "reward", "seconds", "how long a reward may stay down before the run stops", resume=False, gt=0
-    )
+    # reward, with what `RewardOptions` declares
     max_failed_share: float = option(
         TRAINING.max_failed_share, "reward", "share of an update's prompts",
         "prompts that may fail to score before the run stops", resume=False, ge=0, lt=1,
+    )  # fmt: skip
+
+    watch: str = option(
+        "", "reward", "name, name, …", "rewards that are only watched: asked about held-out prompts, never in training",
+        shown="none", resume=False,
     )  # fmt: skip
 
     # optimiser
@@ -200,8 +141,16 @@ class JobOptions(Options):
         2, "ray", "processes", "rollout actors; never changes the result", resume=False, ge=1
     )
     rollout_threads: int = option(1, "ray", "CPU threads", "threads of a rollout actor", ge=1)
+    rollout_nodes: str | None = option(
+        None, "ray", "label key=value", "nodes of a cluster that rollout actors and rewards may run on, by Ray's label",
+        shown="any", resume=False,
+    )  # fmt: skip
     num_learners: int = option(1, "ray", "processes", "DeepSpeed learner ranks", ge=1)
     learner_threads: int = option(2, "ray", "CPU threads", "threads of a learner rank", ge=1)
+    learner_nodes: str | None = option(
+        None, "ray", "label key=value", "nodes of a cluster that learners may run on, by Ray's label", shown="any",
+        resume=False,
+    )  # fmt: skip
     staleness: int = option(
         0, "ray", "updates", "updates that rollouts may lag behind the learner; 0 is synchronous", ge=0
     )
@@ -254,6 +203,19 @@ class JobOptions(Options):
             raise ValueError("every guidance scale must be a finite number of at least 0")
         return value
 
+    @field_validator("watch")
+    @classmethod
+    def _check_watch(cls, value: str) -> str:
+        parse_names(value)
+        return value
+
+    groups: ClassVar[dict[str, str]] = GROUPS
+
+    @field_validator("rollout_nodes", "learner_nodes")
+    @classmethod
+    def _check_label(cls, value: str | None) -> str | None:
+        return check_label(value)
+
     method: ClassVar[str] = ""
     option_class: ClassVar[type[MethodOptions]] = MethodOptions
 
@@ -272,6 +234,11 @@ class JobOptions(Options):
         """Guidance scales to evaluate at: the one the model is trained for first, then the others, rising."""
         others = sorted({scale for scale in self.eval_guidance_scales if scale != self.guidance_scale})
         return (self.guidance_scale, *others)
+
+    @property
+    def watched(self) -> tuple[Term, ...]:
+        """The rewards that are only watched."""
+        return parse_names(self.watch)
 
     @property
     def data(self) -> Kind:
@@ -299,11 +266,13 @@ class JobOptions(Options):
         """What a run folder's `config.json` holds; `--config` reads it back.
 
         Returns:
-            The method, and every option but those that say where a run is (its folder, its cluster), so that the file
-            can start another run and names no machine.
+            The method, and every option but those that say where a run is (its folder, its cluster and nodes), so that
+            the file can start another run and names no machine.
         """
-        values = self.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", "ray_address"})
-        return {"method": self.method, **values}
+        values = self.model_dump(mode="json", exclude=set(PLACES))
+        groups = list(self.groups)
+        ordered = sorted(values, key=lambda name: groups.index(self.metadata(name)["group"]))
+        return {"method": self.method, **{name: values[name] for name in ordered}}
 
     def __reduce__(self) -> Any:
         # The class is made at run time: another process makes it again from the method's name.

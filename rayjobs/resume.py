@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
+from rayjobs.rewards import scores_alike
 from rayjobs.runtime import checkpoints
 
 LATEST = "latest"
@@ -93,6 +94,12 @@ def _check_same(options: JobOptions, run_folder: Path) -> None:
                 name, f"is {_text(new)}, but the run in {run_folder} has {_text(old)}",
                 f"pass --{name} {_text(old)}, or start afresh in another --output_dir",
             )  # fmt: skip
+
+    if scores_alike(before.reward_config) != scores_alike(options.reward_config):
+        raise OptionError(
+            "reward_config", f"differs from that of the run in {run_folder}, which its config.json holds",
+            "pass the run's own with --config, or start afresh in another --output_dir",
+        )  # fmt: skip
 
 
 def _text(value: Any) -> str:

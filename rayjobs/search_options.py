@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from rayjobs.options import EMBEDDED, Options, option
+from rayjobs.declaring import EMBEDDED, option
+from rayjobs.reward_options import RewardOptions
 from sharpening.search import SEARCHES
 
 GROUPS = {
@@ -17,7 +18,7 @@ GROUPS = {
 }
 
 
-class SearchJobOptions(Options):
+class SearchJobOptions(RewardOptions):
     """What a search is told."""
 
     groups: ClassVar[dict[str, str]] = GROUPS
@@ -43,9 +44,6 @@ class SearchJobOptions(Options):
     guidance_scale: float = option(1.0, "search", "-", "classifier-free guidance; 1 is none", "w", ge=0)
     search_config: str | None = option(
         None, "search", "JSON or YAML file", 'the search\'s own options, such as {"temperature": 2}'
-    )
-    reward_timeout: float = option(
-        120.0, "reward", "seconds", "how long the reward may stay down before the search stops", resume=False, gt=0
     )
     num_rollout_actors: int = option(
         2, "ray", "processes", "actors that search; never changes the result", resume=False, ge=1

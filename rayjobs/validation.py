@@ -3,13 +3,10 @@
 Each check raises an `OptionError` that names the option, what is wrong with it and what to do.
 """
 
-import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,12 @@ from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
+from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
+from rayjobs.reward_options import RewardOptions
+from rayjobs.rewards import check_terms, reward_plans, settle_config
 from sharpening.options import OptionError as MethodError
-
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+from sharpening.rewards.terms import reward_column
 
 
 def validate(options: JobOptions) -> JobOptions:
@@ -31,7 +30,8 @@ def validate(options: JobOptions) -> JobOptions:
 
     Returns:
         A copy in which `output_dir`, `resolution`, `gradient_accumulation_steps`, `eval_steps`,
-        `eval_guidance_scales` and, unless a cluster decides, `use_gpu` and `deepspeed_config` have their values.
+        `eval_guidance_scales`, `reward_config` (what the file holds) and, unless a cluster decides, `use_gpu` and
+        `deepspeed_config` have their values.
 
     Raises:
         OptionError: For the first thing that is wrong.
@@ -41,18 +41,21 @@ def validate(options: JobOptions) -> JobOptions:
     check_batches(options)
     device = find_device(options)
     if device is not None:
+        check_joins(options)
         available = machine.gpus() if device == "cuda" else machine.cpus()
         options = settle_device(options, device, available, "this machine")
     elif options.deepspeed_config:
         check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
-    check_reward_model(options)
+    check_watched(options)
+    settings = check_rewards(options)
     check_data(options.model_copy(update={"resolution": resolution}))
     derived = {
         "resolution": resolution,
         "gradient_accumulation_steps": options.accumulation,
         "eval_steps": options.eval_steps or options.rollout_steps,
         "eval_guidance_scales": options.guidance_scales,
+        "reward_config": settings,
     }
     resolved = options.model_copy(update=derived)
     run_folder, checkpoint = check_resume(resolved)
@@ -63,8 +66,24 @@ def validate(options: JobOptions) -> JobOptions:
 
 
 def settle_folders(options: JobOptions) -> JobOptions:
-    """Say where run folders lie that are named relative to the present folder (see `machine.lasting`)."""
+    """Say where run folders lie that are named relative to the present folder (see `machine.lasting`).
+
+    Args:
+        options: The options.
+
+    Returns:
+        A copy with those places.
+
+    Raises:
+        OptionError: If one is no folder but an address.
+    """
     named = {"output_dir": options.output_dir, "resume_from_checkpoint": options.resume_from_checkpoint}
+    for name, value in named.items():
+        if value is not None and "://" in value:
+            raise OptionError(
+                name, f"{value} is an address, and runs are written to folders",
+                "mount storage that every node sees and pass its folder; copy the run afterwards, see docs/cluster.md",
+            )  # fmt: skip
     lasting = {name: str(machine.lasting(value)) for name, value in named.items() if value not in (None, LATEST)}
     return options.model_copy(update=lasting)
 
@@ -177,23 +196,12 @@ def local_folder(option: str, value: str) -> Path | None:
     Raises:
         OptionError: If it is neither.
     """
-    path = Path(value).expanduser()
-    if path.exists():
-        return path
-    if HUB_ID.fullmatch(value) and not path.parent.exists():
-        check_hub_id(option, value)
-        return None
-    raise OptionError(option, f"there is no folder {value}", f"pass a model folder, a hub id or '{EMBEDDED}'")
+    from sharpening.checks import ModelFolderError, local_path
 
-
-def check_hub_id(option: str, value: str) -> None:
-    """Refuse a hub id that offline mode cannot reach and that is not in the cache."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-        return
-    home = Path(os.environ.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    if not (cache / f"models--{value.replace('/', '--')}").is_dir():
-        raise OptionError(option, f"HF_HUB_OFFLINE is set and {value} is not in the cache", "pass a model folder")
+    try:
+        return local_path(value, f"pass a model folder, a hub id or '{EMBEDDED}'")
+    except ModelFolderError as error:
+        raise OptionError(option, *_reason(error)) from error
 
 
 def check_model(options: JobOptions) -> int | None:
@@ -209,7 +217,7 @@ def check_model(options: JobOptions) -> int | None:
         OptionError: If the folder or the resolution is wrong.
     """
     from sharpening import checks
-    from sharpening.policies import family_of
+    from sharpening.policies import family_of, native_resolution
 
     name = "pretrained_model_name_or_path"
     value = options.pretrained_model_name_or_path
@@ -225,72 +233,72 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
+    looks = () if options.skip_evaluation else options.eval_guidance_scales
+    scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
+    check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
     native = native_resolution(folder)
     if native and options.resolution not in (None, native):
         raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
     return native or options.resolution
 
 
-def check_reward_model(options: JobOptions) -> None:
-    """Refuse a reward model that is not there."""
-    from sharpening import checks
+def check_guidance(folder: Path, scales: dict[str, float]) -> None:
+    """Refuse guidance scales above 1, by option, where the model knows none."""
+    from sharpening.policies import guidance_of
 
-    value, checkpoint = options.reward_model, options.reward_checkpoint
-    architecture = value in _clip_architectures()
-    folder: Path | None = None
-    if value == EMBEDDED:
-        from sharpening.shapes.assets import clip_folder
-
-        folder = clip_folder()
-    elif not architecture:
-        folder = local_folder("reward_model", value.removeprefix("hf-hub:").removeprefix("local-dir:"))
-    try:
-        if folder is not None:
-            checks.check_clip_folder(folder)
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_model", *_reason(error)) from error
-    if architecture and checkpoint is None:
-        raise OptionError(
-            "reward_checkpoint", f"the architecture {value} comes without weights", "pass a file or a pretrained tag"
-        )
-    if checkpoint is None or not (os.sep in checkpoint or Path(checkpoint).suffix in (".safetensors", ".pt", ".bin")):
-        return
-    if not Path(checkpoint).is_file():
-        raise OptionError("reward_checkpoint", f"there is no file {checkpoint}", "pass a file or a pretrained tag")
-    try:
-        if checkpoint.endswith(".safetensors"):
-            checks.check_safetensors(Path(checkpoint))
-    except checks.ModelFolderError as error:
-        raise OptionError("reward_checkpoint", *_reason(error)) from error
+    if guidance_of(folder) == "none":
+        for option, scale in scales.items():
+            if scale > 1:
+                raise OptionError(option, f"is {scale:g}, but guidance is distilled into this model", "pass 1")
 
 
-def _clip_architectures() -> set[str]:
-    """Names of open_clip's architectures, read from its files: importing it would import torch."""
-    spec = find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return {path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json")}
+def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
+    """Refuse rewards that cannot be found, settings that no reward has, and models that are not there.
+
+    Args:
+        options: The options.
+
+    Returns:
+        What `--reward_config` holds, for the run's own configuration; `None` where there is nothing.
+
+    Raises:
+        OptionError: For the first thing that is wrong.
+    """
+    from sharpening.rewards.base import RewardModelError
+    from sharpening.rewards.files import check_reward_files
+
+    check_terms(options)
+    settings = settle_config(options)
+    for plan in reward_plans(options):
+        try:
+            check_reward_files(plan.term.reward, plan.model, plan.checkpoint)
+        except RewardModelError as error:
+            problem, remedy = _reason(error)
+            own = settings.get(plan.name, {}).get(error.option.removeprefix("reward_"))
+            if own is not None and own in (plan.model, plan.checkpoint):  # the file said so, no flag
+                raise OptionError("reward_config", f"{plan.name}: {problem}", remedy) from error
+            raise OptionError(error.option, problem, remedy) from error
+    return settings or None
+
+
+def check_watched(options: JobOptions) -> None:
+    """Refuse watched rewards that nobody would ask, or whose column in the tables is another's."""
+    from sharpening.shapes.captions import CATEGORIES
+
+    if options.watched and options.skip_evaluation:
+        raise OptionError("watch", "without evaluation nobody asks a watched reward", "leave out --skip_evaluation")
+    taken = {reward_column(category): category for category in CATEGORIES}
+    for option, terms in (("reward", options.terms if options.mix else ()), ("watch", options.watched)):
+        for term in terms:
+            category = taken.get(reward_column(term.name))
+            if category is not None:
+                raise OptionError(option, f"'{term.name}' is a category of the evaluation", "rename the class")
 
 
 def _reason(error: Exception) -> tuple[str, str]:
     """What is wrong and what to do, of an error that may only say what is wrong."""
     problem, _, remedy = str(error).rpartition("; ")
     return (problem, remedy) if problem else (str(error), "correct it, or name another")
-
-
-def native_resolution(folder: Path) -> int | None:
-    """Pixels of a pipeline's images: the denoiser's sample size times the VAE's downsampling.
-
-    Args:
-        folder: A pipeline folder.
-
-    Returns:
-        Width and height, `None` where the folder's JSON does not say.
-    """
-    try:
-        unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def check_data(options: JobOptions) -> None:

@@ -1,7 +1,7 @@
 """The reward application: `serve run reward_servers.app:build reward=clip num_replicas=2`.
 
 `build` takes the options of `RewardAppOptions`; `app` is bound with the defaults, for `serve build`. The application
-is made for deployment handles and has no HTTP ingress of its own.
+is made for deployment handles and has no HTTP ingress of its own: `reward_servers.gateway` is one for all rewards.
 """
 
 from __future__ import annotations
@@ -15,39 +15,22 @@ from reward_servers.deployment import RewardServer
 from reward_servers.options import RewardAppOptions
 
 
-def build_app(options: RewardAppOptions) -> serve.Application:
+def build_app(options: RewardAppOptions, deployment_name: str | None = None) -> serve.Application:
     """Bind the deployment.
 
     Args:
         options: what is served, and with what resources.
+        deployment_name: name of the deployment; by default that of the options.
 
     Returns:
         An application for `serve.run`.
     """
-    threads = str(options.num_threads)
-    # Threads that wait by spinning starve those they wait for when cores are shared: passive waiting made scoring on
-    # two threads ten times faster on a busy two-core machine, and costs nothing that shows on an idle one.
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     deployment = serve.deployment(RewardServer).options(
-        name=options.deployment_name,
-        num_replicas=options.num_replicas,
-        max_ongoing_requests=options.max_ongoing_requests,
-        health_check_period_s=options.health_check_period_s,
-        graceful_shutdown_timeout_s=5.0,
-        graceful_shutdown_wait_loop_s=0.2,
-        max_constructor_retry_count=2,
-        ray_actor_options={
-            "num_cpus": options.num_cpus,
-            "num_gpus": options.num_gpus,
-            "runtime_env": {"env_vars": environment},
-        },
-        user_config={
-            "max_batch_requests": options.max_batch_requests,
-            "batch_wait_timeout_s": options.batch_wait_timeout_s,
-        },
+        name=deployment_name or options.deployment_name,
         logging_config=LoggingConfig(enable_access_log=False),
+        **options.deployment_options(),
     )
-    return deployment.bind(options.reward, options.scorer_options(), options.num_threads)
+    return deployment.bind(options)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any
 
 StrPath = str | os.PathLike[str]
 
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+"""`owner/name` of a repository on the Hugging Face hub."""
+
+
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4,
 }  # fmt: skip
+_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip archives
 _MAX_HEADER = 100_000_000  # bytes; safetensors itself refuses larger headers
 _NO_WEIGHTS = ("Scheduler", "Tokenizer", "TokenizerFast", "FeatureExtractor", "ImageProcessor", "Processor")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
@@ -165,9 +171,26 @@ def _check_pickles(folder: Path, files: list[Path]) -> None:
     if not files:
         raise ModelFolderError(f"{folder} has no weights (*.safetensors); copy or download the model again")
     for file in files:
-        # torch.save writes zip archives, whose directory stands at the end: a truncated one is not a zip file.
-        if not zipfile.is_zipfile(file):
-            raise ModelFolderError(f"{file} is truncated or no torch file; copy or download it again")
+        check_torch_file(file)
+
+
+def check_torch_file(path: StrPath) -> None:
+    """Check that a file is one that `torch.save` wrote, as far as that can be told without reading it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ModelFolderError: if the file is absent, truncated or no torch file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFolderError(f"{path} is missing; copy or download the model again")
+    with path.open("rb") as file:
+        legacy = file.read(len(_LEGACY_TORCH)) == _LEGACY_TORCH
+    # torch.save writes zip archives, whose directory stands at the end: a truncated one is not a zip file.
+    if not legacy and not zipfile.is_zipfile(path):
+        raise ModelFolderError(f"{path} is truncated or no torch file; copy or download it again")
 
 
 def check_clip_folder(path: StrPath) -> dict[str, Any]:
@@ -201,6 +224,47 @@ def check_clip_folder(path: StrPath) -> dict[str, Any]:
     if model_cfg["text_cfg"].get("hf_tokenizer_name") and not any((folder / n).is_file() for n in _TOKENIZER_FILES):
         raise ModelFolderError(f"{folder / _TOKENIZER_FILES[0]} is missing; copy or download the model again")
     return config
+
+
+def local_path(value: str, remedy: str) -> Path | None:
+    """The file or folder that a value names, or None when it is a hub id.
+
+    `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
+
+    Args:
+        value: a path or a hub id.
+        remedy: what to do if it is neither.
+
+    Returns:
+        The path, or None.
+
+    Raises:
+        ModelFolderError: if it is neither, or a hub id that offline mode cannot reach and that is not in the cache.
+    """
+    path = Path(value).expanduser()
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(value) or path.parent.exists():
+        raise ModelFolderError(f"there is no folder {value}; {remedy}")
+    check_hub_cache(value)
+    return None
+
+
+def check_hub_cache(value: str) -> None:
+    """Refuse a hub id that offline mode cannot reach and that is not in the cache.
+
+    Args:
+        value: `owner/name`.
+
+    Raises:
+        ModelFolderError: if it is neither in reach nor in the cache.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+        return
+    home = Path(os.environ.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    if not (cache / f"models--{value.replace('/', '--')}").is_dir():
+        raise ModelFolderError(f"HF_HUB_OFFLINE is set and {value} is not in the cache; pass a model folder")
 
 
 def _folder(path: StrPath, what: str) -> Path:

@@ -16,6 +16,9 @@ from sharpening.methods.rounds import InRounds, round_slots
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
+from sharpening.rewards.combined import mix_of, scaled, seen_by
+from sharpening.rewards.statistics import Statistics, before, columns, merge
+from sharpening.slots import dropped_columns
 from sharpening.updates import NonFiniteLoss, collect_update, inner_parts, mean_metrics, micro_batches
 
 __all__ = ["TrainingOptions", "learn", "train_in_process"]
@@ -34,14 +37,15 @@ def train_in_process(
     Args:
         policy: the model; its denoiser is changed in place.
         method: what to learn.
-        score: the reward.
+        score: the reward; several at once as a `CombinedScore`, which is standardised by what the updates before saw.
         source: what is learnt from: prompts, images or pairs, as the method needs.
         options: options of training.
         on_update: called with the update's number and metrics after each update.
 
     Returns:
         Metrics of each update: the method's, and `update`, `grad_norm`, `learning_rate`, `nfe`, `images_scored`,
-        `dropped`, `seconds` and `seconds_STAGE`.
+        `dropped`, `seconds` and `seconds_STAGE`; of several rewards also `reward_NAME_count`, `_mean` and `_std` of
+        each, and their common `reward_level`.
 
     Raises:
         NonFiniteLoss: if a loss or gradient is not finite; the weights are those of the last good update.
@@ -58,18 +62,21 @@ def train_in_process(
         weight_decay=options.adam_weight_decay,
     )
     stream = Stream(len(source), options.seed, options.prompts_per_update)
-    history, state, spent = [], b"", 0
+    mix = mix_of(score)
+    history: list[dict[str, float]] = []
+    state, spent = b"", 0
     for update in range(options.updates):
         begin = time.perf_counter()
+        statistics = before(history, update, mix.names) if mix else {}
         slots = round_slots(method, update, options.updates)
         if slots:
             assert isinstance(method, InRounds)
             batch = source.batch([stream.index(update, slot) for slot in slots])
             seeds = Seeds(options.seed, update, slots)
-            made = method.begin_round(policy, reference, score, batch, seeds, state)
+            made = method.begin_round(policy, reference, scaled(score, statistics), batch, seeds, state)
             state, spent = made.state, made.nfe
             method.take(state)
-        experience = _collect(policy, reference, method, score, source, stream, options, update)
+        experience, seen = _collect(policy, reference, method, score, statistics, source, stream, options, update)
         learning = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(update, options)
@@ -82,8 +89,12 @@ def train_in_process(
             "seconds": end - begin,
             "nfe": float(experience.nfe + spent),
             "images_scored": float(experience.images_scored),
-            "dropped": float(len(experience.dropped)),
+            **dropped_columns(experience.dropped),
+            **columns(seen),
         }
+        level = mix.level(metrics, history[0] if history else metrics) if mix else None
+        if level is not None:
+            metrics["reward_level"] = level
         spent = 0
         history.append(metrics)
         if on_update is not None:
@@ -96,23 +107,30 @@ def _collect(
     reference: Policy,
     method: Method,
     score: ScoreFn,
+    statistics: Statistics,
     source: Source,
     stream: Stream,
     options: TrainingOptions,
     update: int,
-) -> Experience:
+) -> tuple[Experience, Statistics]:
+    """An update's experience, and what the rewards said in it."""
+    seen: list[Statistics] = []
+
     def collect_tasks(tasks: list[tuple[int, ...]]) -> list[Experience]:
         experiences = []
         for slots in tasks:
             batch = source.batch([stream.index(update, slot) for slot in slots])
-            experience = method.collect(policy, reference, score, batch, Seeds(options.seed, update, slots))
+            own = scaled(score, statistics)
+            experience = method.collect(policy, reference, own, batch, Seeds(options.seed, update, slots))
             experience.version = update
+            seen.append(seen_by(own))
             experiences.append(experience)
         return experiences
 
-    return collect_update(
+    experience = collect_update(
         collect_tasks, options.prompts_per_update, options.rollout_batch_size, options.max_failed_share
     )
+    return experience, merge(seen)
 
 
 def learn(

@@ -53,9 +53,9 @@ def min_snr_weights(snr: Float[Tensor, "*batch"], gamma: float) -> Float[Tensor,
         gamma: γ; 0 means no weighting.
 
     Returns:
-        Weights, 1 where SNR ≤ γ.
+        Weights, 1 where SNR ≤ γ, a state without any signal included.
     """
-    return (snr.clamp(max=gamma) / snr) if gamma > 0 else torch.ones_like(snr)
+    return gamma / snr.clamp(min=gamma) if gamma > 0 else torch.ones_like(snr)
 
 
 def sft(

@@ -1,18 +1,64 @@
 """Noise levels α_t, σ_t, timestep grids, and one sampler step as a pure function.
 
-Forward process: `x_t = α_t x_0 + σ_t ε` with `α_t² + σ_t² = 1`; diffusers' `alphas_cumprod` is α_t².
+Forward process: `x_t = α_t x_0 + σ_t ε`. Here is the schedule with `α_t² + σ_t² = 1`, where diffusers' `alphas_cumprod`
+is α_t²; the one with `α_t + σ_t = 1` is `sharpening.flow_schedule.FlowSchedule`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+
+class NoiseSchedule(Protocol):
+    """What a policy asks of its model's noise schedule.
+
+    Time is an integer t: 0 is the least noisy, `len(schedule) - 1` the noisiest, and below 0 is the clean end.
+
+    Attributes:
+        prediction_type: what the denoiser's output means, as in diffusers.
+        clip_range: predicted clean latents are clipped to ± this; None leaves them.
+        variance_preserving: whether `α_t² + σ_t² = 1`.
+    """
+
+    @property
+    def prediction_type(self) -> str:
+        """What the denoiser's output means, as in diffusers."""
+
+    @property
+    def clip_range(self) -> float | None:
+        """Predicted clean latents are clipped to ± this; None leaves them."""
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether `α_t² + σ_t² = 1`."""
+
+    def __len__(self) -> int:
+        """How many timesteps there are."""
+
+    def alpha(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Signal level α_t, float64."""
+
+    def sigma(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Noise level σ_t, float64."""
+
+    def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
+        """The sampler's grid, descending."""
+
+    def previous(self, t: Int[Tensor, "*batch"], steps: int) -> Int[Tensor, "*batch"]:
+        """The timestep a sampler of that many steps goes to from t."""
+
+    def model_time(self, t: Int[Tensor, "*batch"]) -> Tensor:
+        """Time as the denoiser is told it."""
 
 
 def eps_and_x0(
@@ -24,12 +70,14 @@ def eps_and_x0(
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """Both readings of a denoiser's output (Eq. 5–6; DDIM, arXiv 2010.02502, Eq. 9; v: arXiv 2202.00512, appendix D).
 
+    A flow's velocity is `ε − x_0` at `α_t + σ_t = 1` (docs/flow-matching.md), another than the "v" of diffusion.
+
     Args:
         output: what the network returned.
         x_t: noisy latents it saw.
         alpha_t: signal level, broadcast over x_t.
         sigma_t: noise level, broadcast over x_t.
-        prediction_type: "epsilon", "v_prediction" or "sample", as in diffusers.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction", as in diffusers.
 
     Returns:
         Predicted noise and predicted clean latent.
@@ -43,7 +91,9 @@ def eps_and_x0(
         return alpha_t * output + sigma_t * x_t, alpha_t * x_t - sigma_t * output
     if prediction_type == "sample":
         return (x_t - alpha_t * output) / sigma_t, output
-    raise ValueError(f"prediction_type {prediction_type!r} is not epsilon, v_prediction or sample")
+    if prediction_type == "flow_prediction":
+        return x_t + alpha_t * output, x_t - sigma_t * output
+    raise ValueError(f"prediction_type {prediction_type!r} is not epsilon, v_prediction, sample or flow_prediction")
 
 
 def ddim_moments(
@@ -54,8 +104,12 @@ def ddim_moments(
     alpha_prev: Float[Tensor, "*#shape"],
     sigma_prev: Float[Tensor, "*#shape"],
     eta: float,
+    variance_preserving: bool = True,
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*#shape"]]:
     """Mean and standard deviation of a DDIM step's Gaussian (arXiv 2010.02502, Eq. 12 with the σ_t(η) of Eq. 16).
+
+    At η = 1 the deviation is that of the posterior `q(x_prev | x_t, x_0)`, and at any η x_prev has the noise level
+    σ_prev; neither needs `α² + σ² = 1` (docs/flow-matching.md).
 
     Args:
         x0: predicted clean latent.
@@ -65,11 +119,16 @@ def ddim_moments(
         alpha_prev: signal level after the step.
         sigma_prev: noise level after the step.
         eta: η, share of DDPM's noise that is added; 0 is deterministic.
+        variance_preserving: whether `α² + σ² = 1`.
 
     Returns:
         The mean, and the deviation (0 where η or the noise level after the step is 0).
     """
-    deviation = eta * (sigma_prev / sigma_t) * (1 - (alpha_t / alpha_prev) ** 2).clamp(min=0).sqrt()
+    # Variance that the forward process adds from x_prev to x_t. The two are equal where α² + σ² = 1; diffusers' DDIM
+    # computes it in the first way, and the same digits are wanted.
+    share = alpha_t / alpha_prev
+    added = 1 - share**2 if variance_preserving else sigma_t**2 - (share * sigma_prev) ** 2
+    deviation = eta * (sigma_prev / sigma_t) * added.clamp(min=0).sqrt()
     direction = (sigma_prev**2 - deviation**2).clamp(min=0).sqrt()
     return alpha_prev * x0 + direction * eps, deviation
 
@@ -83,8 +142,9 @@ def ddim_step(
     sigma_prev: Float[Tensor, "*#shape"],
     eta: float = 0.0,
     noise: Float[Tensor, "*shape"] | None = None,
+    variance_preserving: bool = True,
 ) -> Float[Tensor, "*shape"]:
-    """One step of DDIM.
+    """One step of DDIM; with a flow's levels and η = 0 it is Euler's step (docs/flow-matching.md).
 
     Args:
         x0: predicted clean latent.
@@ -95,6 +155,7 @@ def ddim_step(
         sigma_prev: noise level after the step.
         eta: η, share of DDPM's noise that is added; 0 is deterministic.
         noise: standard normal, needed for η > 0.
+        variance_preserving: whether `α² + σ² = 1`.
 
     Returns:
         x_prev.
@@ -106,13 +167,28 @@ def ddim_step(
         return alpha_prev * x0 + sigma_prev * eps
     if noise is None:
         raise ValueError("a ddim_step with eta above 0 needs noise")
-    mean, deviation = ddim_moments(x0, eps, alpha_t, sigma_t, alpha_prev, sigma_prev, eta)
+    mean, deviation = ddim_moments(x0, eps, alpha_t, sigma_t, alpha_prev, sigma_prev, eta, variance_preserving)
     return mean + deviation * noise
+
+
+def ddim_scheduler(config: Mapping[str, Any]) -> DDIMScheduler:
+    """Make the DDIM scheduler of a scheduler configuration of any class.
+
+    Args:
+        config: a diffusers scheduler's configuration.
+
+    Returns:
+        The scheduler. Clean latents are clipped only where the configuration says so: DDIMScheduler's own default, made
+        for pixels, would clip them to ±1.
+    """
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config({"clip_sample": False, **config})
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A diffusion model's noise schedule and its DDIM grid.
+    """A diffusion model's variance-preserving noise schedule and its DDIM grid.
 
     Attributes:
         alphas_cumprod: α_t², float64 `[T]`.
@@ -121,6 +197,7 @@ class Schedule:
         timestep_spacing: "leading", "trailing" or "linspace", as in diffusers.
         steps_offset: added to a "leading" grid.
         clip_range: predicted clean latents are clipped to ± this; None leaves them.
+        variance_preserving: True, `α_t² + σ_t² = 1`.
     """
 
     alphas_cumprod: Float[Tensor, " time"]
@@ -129,6 +206,7 @@ class Schedule:
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     clip_range: float | None = None
+    variance_preserving: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Schedule:
@@ -143,9 +221,7 @@ class Schedule:
         Raises:
             ValueError: if the configuration asks for dynamic thresholding, which latents do not need.
         """
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(config)
+        scheduler = ddim_scheduler(config)
         if scheduler.config.thresholding:
             raise ValueError("the scheduler asks for dynamic thresholding, which is for pixel models; set it to false")
         return cls(
@@ -156,6 +232,10 @@ class Schedule:
             steps_offset=scheduler.config.steps_offset,
             clip_range=scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
         )
+
+    def __len__(self) -> int:
+        """How many timesteps the model was trained at."""
+        return len(self.alphas_cumprod)
 
     def _level(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         table = self.alphas_cumprod.to(t.device)
@@ -220,3 +300,14 @@ class Schedule:
             Timesteps; below 0 is the clean end.
         """
         return t - len(self.alphas_cumprod) // steps
+
+    def model_time(self, t: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """Time as the denoiser is told it.
+
+        Args:
+            t: timesteps.
+
+        Returns:
+            The same.
+        """
+        return t

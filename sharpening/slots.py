@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -66,3 +67,17 @@ def check_failures(dropped: Sequence[tuple[int, str]], drawn: int, max_failed_sh
             f"{len(dropped)} of {drawn} prompts of update {update} could not be scored ({reasons}), more than the "
             f"share of {max_failed_share:g} allowed; check the reward, or raise --max_failed_share"
         )
+
+
+def dropped_columns(dropped: Sequence[tuple[int, str]]) -> dict[str, int]:
+    """An update's dropped prompts as columns of its metrics row.
+
+    Args:
+        dropped: (slot, reason) of each.
+
+    Returns:
+        `dropped`, and how many for each reason: `dropped_not_finite`, and where several rewards were asked
+        `dropped_<reward>_not_finite`.
+    """
+    reasons = Counter("dropped_" + re.sub(r"\W+", "_", reason) for _, reason in dropped)
+    return {"dropped": len(dropped), **dict(sorted(reasons.items()))}

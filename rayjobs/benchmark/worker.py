@@ -28,6 +28,7 @@ from rayjobs.benchmark.contenders import (
 )
 from rayjobs.benchmark.yardstick import Yardstick, YardstickOptions
 from rayjobs.options import options_class
+from rayjobs.rewards import load_in_process, reward_plans
 from rayjobs.runtime.models import pipeline_folder
 from rayjobs.runtime.training_data import training_prompts
 from sharpening.data.prompts import PromptStream
@@ -38,7 +39,6 @@ from sharpening.loop import learn, train_in_process
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import SharpeningOptions, TrainingOptions
 from sharpening.policies import load_policy
-from sharpening.rewards import load_reward
 from sharpening.rewards.base import ScoreFn
 from sharpening.sampling import sample
 from sharpening.seeds import noise
@@ -210,11 +210,8 @@ class Process:
         return self._load_reward(batch_size=REWARD_BATCH)
 
     def _load_reward(self, batch_size: int) -> ScoreFn:
-        options = self._options
-        return load_reward(
-            options.reward, model=options.reward_model, checkpoint=options.reward_checkpoint, device=self._device,
-            batch_size=batch_size,
-        )  # fmt: skip
+        plans, mix = reward_plans(self._options), self._options.mix
+        return load_in_process(plans, mix, device=self._device, batch_size=batch_size)
 
     @cached_property
     def _prompts(self) -> list[str]:

@@ -1,12 +1,12 @@
 """The evaluation actor: draws or searches images of held-out prompts and has them judged."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
+from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
 
 if TYPE_CHECKING:
     from sharpening.evaluation.comparison.records import ImageJudgement
@@ -22,17 +22,22 @@ class EvaluationActor:
         device: `cpu` or `cuda`.
         threads: torch threads.
         score: The reward that searches search with; `None` where nobody searches.
+        grader: Options of the multimodal grader; `None` where nothing is graded.
     """
 
-    def __init__(self, name: str, device: str, threads: int, score: "ScoreFn | None") -> None:
+    def __init__(
+        self, name: str, device: str, threads: int, score: "ScoreFn | None", grader: dict[str, Any] | None = None
+    ) -> None:
         import torch
 
         from sharpening.evaluation.judges import Judges
+        from sharpening.rewards import load_reward
         from sharpening.shapes import assets
 
         torch.set_num_threads(threads)
         self._name, self._device, self._score = name, device, score
         self._judges, self._benchmark = Judges(), assets.benchmark()
+        self._grader = load_reward("grader", **grader) if grader else None
         self._loaded: tuple[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -51,7 +56,10 @@ class EvaluationActor:
 
         Returns:
             Judgements or features.
-        """
+
+        Raises:
+            RewardUnavailable: If the grader stays down.
+        """  # noqa: DOC502
         import torch
 
         from sharpening.sampling import sample
@@ -68,8 +76,8 @@ class EvaluationActor:
             answer.features = self._judges.features(images)
             return answer
         each = answer.nfe // len(prompts)
-        answer.judgements = self._judge(
-            images, task.items, system=task.system, seed=task.seed, guidance_scale=task.guidance_scale,
+        answer.judgements, answer.ungraded = self._judge(
+            images, task.items, task.grade, system=task.system, seed=task.seed, guidance_scale=task.guidance_scale,
             steps=task.steps, nfe=each,
         )  # fmt: skip
         return answer
@@ -84,23 +92,29 @@ class EvaluationActor:
             Judgements, rewards, and what the search cost.
 
         Raises:
-            RewardUnavailable: If the reward stays down.
+            RewardUnavailable: If the reward or the grader stays down.
         """  # noqa: DOC502
+        from sharpening.rewards.combined import CombinedScore
         from sharpening.search import load_search
         from sharpening.search.base import SearchSeeds
 
         assert self._score is not None
+        score = self._score
+        if task.sample and isinstance(score, CombinedScore):
+            score = score.beside({name: np.asarray(values) for name, values in task.sample.items()})
         policy = self._policy(task.pipeline)
         search = load_search(task.search, **task.options)
         texts = list(task.prompts) or [prompt.prompt for prompt in self._prompts(task.items)]
-        found = search.search(policy, self._score, texts, task.budget, SearchSeeds(task.seed, task.items))
+        found = search.search(policy, score, texts, task.budget, SearchSeeds(task.seed, task.items))
         kept = [row for row in range(len(texts)) if row not in found.failures and not task.prompts]
         items = tuple(task.items[row] for row in kept)
+        judgements, ungraded = self._judge(
+            found.images[kept], items, task.grade, system=task.search, seed=task.seed,
+            guidance_scale=task.options["guidance_scale"], steps=task.options["steps"], nfe=task.budget,
+        )  # fmt: skip
         return Answer(
-            judgements=self._judge(
-                found.images[kept], items, system=task.search, seed=task.seed,
-                guidance_scale=task.options["guidance_scale"], steps=task.options["steps"], nfe=task.budget,
-            ),
+            judgements=judgements,
+            ungraded=ungraded,
             images=found.images if task.keep else None,
             rewards=[float(reward) for reward in found.rewards],
             failures={task.items[row]: reason for row, reason in found.failures.items()},
@@ -108,7 +122,43 @@ class EvaluationActor:
             nfe=found.nfe,
             images_scored=found.images_scored,
             seconds=found.seconds,
-        )  # fmt: skip
+            parts=self._parts(found.images, texts, found.failures) if isinstance(score, CombinedScore) else {},
+        )
+
+    def score(self, task: ScoreTask) -> Answer:
+        """Draw images and have each of several rewards score them.
+
+        Args:
+            task: What to draw.
+
+        Returns:
+            The scores.
+
+        Raises:
+            RewardUnavailable: If a reward stays down.
+        """  # noqa: DOC502
+        import torch
+
+        from sharpening.sampling import sample
+        from sharpening.seeds import noise
+
+        policy = self._policy(task.pipeline)
+        nfe, places = policy.nfe, zip(task.items, task.images, strict=True)
+        draws = [noise(policy.latent_shape, task.seed, "scale", item, image) for item, image in places]
+        x0 = sample(policy, policy.encode(task.prompts), torch.stack(draws), task.steps, task.guidance_scale)
+        images = policy.decode(x0)
+        return Answer(nfe=policy.nfe - nfe, images_scored=len(images), parts=self._parts(images, task.prompts))
+
+    def _parts(
+        self, images: np.ndarray, prompts: Sequence[str], missing: Container[int] = ()
+    ) -> dict[str, list[float | None]]:
+        """Scores by each of several rewards; `None` where there is no image, or none for it."""
+        assert self._score is not None
+        parts = self._score(images, prompts).parts
+        return {
+            name: [float(v) if row not in missing and np.isfinite(v) else None for row, v in enumerate(values)]
+            for name, values in parts.items()
+        }
 
     def _policy(self, pipeline: str) -> Any:
         from rayjobs.runtime.models import pipeline_folder
@@ -121,12 +171,21 @@ class EvaluationActor:
     def _prompts(self, items: Sequence[int]) -> "list[BenchmarkPrompt]":
         return [self._benchmark[item] for item in items]
 
-    def _judge(self, images: np.ndarray, items: Sequence[int], **setting: Any) -> "list[ImageJudgement]":
+    def _judge(
+        self, images: np.ndarray, items: Sequence[int], grade: bool, **setting: Any
+    ) -> "tuple[list[ImageJudgement], list[str]]":
+        """Judgements of images, and why some of them have no grade."""
         from sharpening.evaluation.comparison.records import ImageJudgement
 
-        prompts = self._prompts(items)
+        prompts, ungraded = self._prompts(items), []
         judged = self._judges.judge(images, prompts) if items else []
-        return [
+        if grade and items and self._grader:
+            grades = self._grader(images, [prompt.prompt for prompt in prompts])
+            ungraded = list(grades.failures.values())
+            for i, row in enumerate(judged):
+                row["grader"] = None if i in grades.failures else float(grades.values[i])
+        judgements = [
             ImageJudgement(prompt=item, category=prompt.category, **setting, **row)
             for item, prompt, row in zip(items, prompts, judged, strict=True)
         ]
+        return judgements, ungraded

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from rayjobs.comparison.grading import grader_options
 from rayjobs.comparison.options import CompareOptions
 from rayjobs.comparison.pool import Pool, pool
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
+from rayjobs.reward_options import RewardOptions
+from rayjobs.rewards import reward_plans
 from rayjobs.runtime.evaluation import choose
 from rayjobs.runtime.training_data import PAIRS
 from sharpening.evaluation.comparison.records import SystemCost
@@ -58,8 +61,9 @@ class Measurement:
             return
         options = self._options
         with pool(
-            "comparison", options.num_actors, options.actor_threads, options.ray_address, reward=bool(sought)
-        ) as actors:
+            "comparison", options.num_actors, options.actor_threads, options.ray_address,
+            reward_plans(RewardOptions()) if sought else (), grader=grader_options(options),
+        ) as actors:  # fmt: skip
             for seed in bases:
                 self._draw(actors, "base", seed, options.pretrained_model_name_or_path, None)
             for training in models:
@@ -79,7 +83,7 @@ class Measurement:
             parts = [tuple(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
             return [DrawTask(system, seed, pipeline, part, guidance, steps, **more) for part in parts]
 
-        wanted = tasks(self._prompts, own, options.steps)
+        wanted = tasks(self._prompts, own, options.steps, grade=True)
         judged_own = len(wanted)
         for scale in others:
             wanted += tasks(self._fewer, scale, options.steps)
@@ -96,7 +100,8 @@ class Measurement:
         seconds = sum(answer.seconds["draw"] for answer in drawn) / len(self._prompts)
         nfe = sum(answer.nfe for answer in drawn) // len(self._prompts)
         cost = self._cost(system, seed, nfe, seconds, training)
-        self._store.write(f"{system}-s{seed}", judgements, [cost], features)
+        ungraded = [reason for answer in drawn for reason in answer.ungraded]
+        self._store.write(f"{system}-s{seed}", judgements, [cost], features, ungraded)
 
     def _cost(self, system: str, seed: int, nfe: int, seconds: float, training: Training | None) -> SystemCost:
         if training is None:
@@ -122,7 +127,7 @@ class Measurement:
         options = self._options
         guidance = options.guidance_scales[0]
         base = options.steps * (2 if guidance > 1 else 1)
-        judgements, costs = [], []
+        judgements, costs, ungraded = [], [], []
         for multiple in options.search_multiples:
             budget = base * multiple
             parts = [
@@ -131,7 +136,8 @@ class Measurement:
             ]
             tasks = [
                 SearchTask(name, seed, options.pretrained_model_name_or_path, part, budget,
-                           {"steps": options.steps, "guidance_scale": guidance})
+                           {"steps": options.steps, "guidance_scale": guidance},
+                           grade=multiple == max(options.search_multiples))
                 for part in parts
             ]  # fmt: skip
             try:
@@ -142,9 +148,10 @@ class Measurement:
                 self._say(f"{name} finds no image with {budget} evaluations: left out at {multiple} ×")
                 continue
             judgements += [row for answer in answers for row in answer.judgements]
+            ungraded += [reason for answer in answers for reason in answer.ungraded]
             costs.append(_search_cost(name, seed, answers, len(self._searched)))
         if judgements:
-            self._store.write(f"{name}-s{seed}", judgements, costs)
+            self._store.write(f"{name}-s{seed}", judgements, costs, ungraded=ungraded)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if done == total or done % 10 == 0:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from rayjobs.options import EMBEDDED, Options, option
 from sharpening.methods import METHODS
+from sharpening.rewards.grader.endpoint import MODEL, check_url
 from sharpening.search import SEARCHES
 
 GROUPS = {
@@ -82,6 +83,11 @@ class CompareOptions(Options):
     diversity_images: int = option(
         4, "evaluation", "images a prompt", "images of the other prompts that diversity is measured on", ge=2
     )
+    grader_url: str | None = option(
+        None, "evaluation", "URL", "OpenAI-compatible endpoint whose multimodal model grades the main table's images; "
+        "its key comes from OPENAI_API_KEY", shown="nobody grades", resume=False,
+    )  # fmt: skip
+    grader_model: str | None = option(None, "evaluation", "id", "the model there that grades", shown=MODEL)
     num_actors: int = option(2, "ray", "processes", "actors that draw, search and judge", ge=1, resume=False)
     actor_threads: int = option(1, "ray", "CPU threads", "threads of such an actor", ge=1)
     ray_address: str | None = option(
@@ -125,9 +131,22 @@ class CompareOptions(Options):
             raise ValueError("at least one number of 0 or more is needed")
         return value
 
+    @field_validator("grader_url")
+    @classmethod
+    def _is_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else check_url(value)
+
+    @field_validator("grader_model")
+    @classmethod
+    def _has_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("grader_url") is None:
+            raise ValueError("there is nobody to ask for it, pass --grader_url as well")
+        return value
+
     def resolved(self) -> "CompareOptions":
-        """These options with what --quick decides."""
-        return self.model_copy(update=QUICK) if self.quick else self
+        """These options with what --quick decides, and the grader's model where there is a grader."""
+        model = {"grader_model": self.grader_model or MODEL} if self.grader_url else {}
+        return self.model_copy(update=model | (QUICK if self.quick else {}))
 
 
 def _known(names: tuple[str, ...], known: Sequence[str]) -> None:

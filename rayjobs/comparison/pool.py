@@ -5,11 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayjobs.comparison.actor import EvaluationActor
-from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
+from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
+from rayjobs.rewards import RewardPlan
 from rayjobs.runtime import cluster
+from rayjobs.runtime.rewards import REWARD_START_S, app_names, app_options, served
+from sharpening.rewards.mix import Mix
 
 RETRIES = 10  # of one task, when its actor dies
-Task = DrawTask | SearchTask
+Task = DrawTask | SearchTask | ScoreTask
+METHODS = {DrawTask: "draw", SearchTask: "search", ScoreTask: "score"}
 
 
 class Pool:
@@ -50,55 +54,62 @@ class Pool:
         from ray.util import ActorPool
 
         yield from ActorPool(list(self._actors)).map(
-            lambda actor, task: (actor.draw if isinstance(task, DrawTask) else actor.search).remote(task), tasks
+            lambda actor, task: getattr(actor, METHODS[type(task)]).remote(task), tasks
         )
 
 
 @contextmanager
 def pool(
-    name: str, count: int, threads: int, address: str | None, reward: bool, timeout: float = 120.0
-) -> Iterator[Pool]:
-    """Start actors, and the CLIP reward on Serve where they search; all end with the block.
+    name: str, count: int, threads: int, address: str | None, rewards: Sequence[RewardPlan] = (),
+    mix: Mix | None = None, timeout: float = 120.0, grader: dict[str, Any] | None = None,
+) -> Iterator[Pool]:  # fmt: skip
+    """Start actors, and the rewards on Serve where they search; all end with the block.
 
     Args:
         name: Of the actors and the reward, as the dashboard shows them.
         count: Actors.
         threads: torch threads of each.
         address: Cluster to join.
-        reward: Whether the actors search.
+        rewards: What the actors search with; none where they do not search.
+        mix: How several rewards become one; `None` where there is one.
         timeout: Seconds for which the reward may stay down.
+        grader: Options of the multimodal grader that the actors ask; `None` where nothing is graded.
 
     Yields:
         The pool.
     """
     import ray
 
-    from reward_servers.client import ServeScore, start_reward_app, stop_reward_app
-    from reward_servers.options import RewardAppOptions
+    from reward_servers.applications import start_reward_apps, stop_reward_app
 
-    connection = cluster.join(address, f"sharpening-{name}", count * threads + int(reward))
-    app, actors = f"reward-{name}", []
+    asked = sum(plan.replicas * plan.threads for plan in rewards)
+    connection = cluster.join(address, f"sharpening-{name}", count * threads + asked)
+    apps, actors = app_names(name, rewards, mix), []
     try:
         resources = ray.cluster_resources()
         device = "cuda" if resources.get("GPU") else "cpu"
-        gpus = min(1.0, resources.get("GPU", 0.0) / (count + 1))
-        each = min(1.0, resources["CPU"] / (count * threads + 1)) * threads
-        score = ServeScore(app, deadline_s=timeout) if reward else None
+        gpus = min(1.0, resources.get("GPU", 0.0) / (count + max(1, sum(plan.replicas for plan in rewards))))
+        part = min(1.0, resources["CPU"] / (count * threads + max(1, asked)))
+        each = part * threads
+        score = served(apps, rewards, mix, timeout)[0] if rewards else None
         actors = [
             ray.remote(EvaluationActor).options(
                 name=f"sharpening/{name}/judge-{index}", num_cpus=each, num_gpus=gpus, max_restarts=RETRIES,
                 max_task_retries=RETRIES, scheduling_strategy="SPREAD",
                 runtime_env={"env_vars": cluster.thread_environment(threads, count * threads, resources["CPU"])},
-            ).remote(f"sharpening/{name}/judge-{index}", device, threads, score)
+            ).remote(f"sharpening/{name}/judge-{index}", device, threads, score, grader)
             for index in range(count)
         ]  # fmt: skip
-        if reward:
-            start_reward_app(RewardAppOptions(name=app, num_cpus=min(0.5, each), num_gpus=gpus), timeout_s=600.0)
+        if rewards:
+            start_reward_apps(
+                [app_options(plan, apps[plan.name], min(0.5, part) * plan.threads, gpus) for plan in rewards],
+                timeout_s=REWARD_START_S,
+            )
         yield Pool(actors)
     finally:
         if not connection.owned:
             for actor in actors:
                 ray.kill(actor)
-            if reward:
+            for app in apps.values():
                 stop_reward_app(app)
         connection.close()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayjobs import machine
+from rayjobs.comparison.grading import grader_note, without_grades
 from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.trainings import Training, Trainings
@@ -19,7 +20,6 @@ from sharpening.evaluation.run_folder import versions
 
 SYMBOLS = {"branches": "n", "branch_steps": "m", "temperature": "λ"}
 NAMES = {"branches": "branches", "branch_steps": "steps", "temperature": "temperature"}
-GRADER = "the grader is a hosted multimodal model; none is at hand here"
 
 
 def report(
@@ -46,8 +46,9 @@ def report(
         judgements=store.judgements(), costs=store.costs(), guidance_scale=options.guidance_scales[0],
         steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store),
         curves=[TrainingCurve(t.system, t.seed, read_metrics(trainings.folder(t))) for t in done],
-        diversity=_diversity(store), trials=[Trial(**trial) for trial in trials], notes=list(notes),
-        missing={"grader": GRADER}, command=command, commit=told["commit"],
+        diversity=_diversity(store), trials=[Trial(**trial) for trial in trials],
+        notes=[*notes, *grader_note(options)], missing=without_grades(options, store),
+        command=command, commit=told["commit"],
         machine=f"{_cpu()}, {machine.cpus()} CPUs, {machine.gpus() or 'no'} GPU; Python {told['python']}, "
         + ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "ray", "deepspeed", "diffusers")),
     )  # fmt: skip

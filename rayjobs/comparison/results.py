@@ -1,6 +1,7 @@
 """What a comparison has measured so far, on disk: a file a system and seed, so that nothing is measured twice."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Store:
 
     def write(
         self, name: str, judgements: Sequence[ImageJudgement], costs: Sequence[SystemCost] = (),
-        features: np.ndarray | None = None,
+        features: np.ndarray | None = None, ungraded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Keep what was measured; the judgements last, so that `has` means all of it.
 
@@ -37,11 +38,14 @@ class Store:
             judgements: A row an image.
             costs: A row a budget.
             features: float64 [prompts, images, D].
+            ungraded: Why images have no grade, a reason each.
         """
         if features is not None:
             partial = self._path(name, "partial.npy")
             np.save(partial, features)
             partial.rename(self._path(name, "npy"))
+        if ungraded:
+            write_json(self._path(name, "ungraded.json"), dict(Counter(ungraded)))
         if costs:
             write_records(self._path(name, "costs.parquet"), list(costs))
         write_records(self._path(name, "parquet"), list(judgements))
@@ -53,6 +57,10 @@ class Store:
     def costs(self) -> list[SystemCost]:
         """All costs."""
         return [row for path in sorted(self._folder.glob("*.costs.parquet")) for row in read_records(path, SystemCost)]
+
+    def ungraded(self) -> Counter[str]:
+        """How many images have no grade, by reason."""
+        return sum((Counter(read_json(path)) for path in self._folder.glob("*.ungraded.json")), Counter[str]())
 
     def features(self) -> dict[str, np.ndarray]:
         """Features by system and seed."""

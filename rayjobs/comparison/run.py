@@ -13,12 +13,14 @@ from pydantic import ValidationError
 
 from rayjobs import machine
 from rayjobs.command_line import read_config
+from rayjobs.comparison.grading import check_grader
 from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.reporting import report, sweep_system
 from rayjobs.comparison.results import Store, read_json, write_json
 from rayjobs.comparison.trainings import Training, Trainings
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
+from sharpening.rewards import RewardUnavailable
 
 SIDE_BY_SIDE = 2  # jobs
 CONFIG, NOTES = "comparison.json", "notes.json"
@@ -63,19 +65,26 @@ class Comparison:
             The report's Markdown file.
 
         Raises:
-            RunStopped: If a method could not be trained; everything else was done, and the report says so.
-        """
+            RunStopped: If a method could not be trained; everything else was done, and the report says so. Or if the
+                reward or the grader stays down.
+            OptionError: If the grader does not grade.
+        """  # noqa: DOC502
         from rayjobs.comparison.measure import Measurement
 
         options = self.options
+        if not all(self._store.has(name) for name in self._wanted()):
+            check_grader(options)
         measurement = Measurement(options, self._store, self._trainings, self.say)
-        for seed in options.seeds:
-            self._train_all([Training.of(method, seed) for method in options.methods])
-            measurement.measure(self._done([seed]), [seed], options.searches)
+        try:
+            for seed in options.seeds:
+                self._train_all([Training.of(method, seed) for method in options.methods])
+                measurement.measure(self._done([seed]), [seed], options.searches)
+                path = self._report()
+            self._train_all(list(self._swept()))
+            measurement.measure(self._done(), options.seeds, options.searches)
             path = self._report()
-        self._train_all(list(self._swept()))
-        measurement.measure(self._done(), options.seeds, options.searches)
-        path = self._report()
+        except RewardUnavailable as error:  # what an actor raised, as Ray hands it on
+            raise RunStopped(str(getattr(error, "cause", error)), self._command) from error
         if self._failed:
             raise RunStopped("; ".join(self._failed.values()), self._command)
         return path
@@ -123,6 +132,12 @@ class Comparison:
         main = [Training.of(m, seed) for seed in seeds or self.options.seeds for m in self.options.methods]
         return [t for t in [*main, *([] if seeds else self._swept())] if self._trainings.done(t)]
 
+    def _wanted(self) -> Iterator[str]:
+        """Everything that is judged, by its name in the store."""
+        for seed in self.options.seeds:
+            yield from (f"{name}-s{seed}" for name in ("base", *self.options.methods, *self.options.searches))
+        yield from (training.name for training in self._swept())
+
     def _report(self) -> Path:
         trials = read_json(TRIALS)["trials"]
         notes = [*STANDING_NOTES, *read_json(self.folder / NOTES).get("notes", [])]
@@ -134,7 +149,7 @@ class Comparison:
 
     def _claim(self) -> None:
         """Make the folder, or check that it is this comparison's."""
-        values = self.options.model_dump(mode="json", exclude={"output_dir", "ray_address", "num_actors"})
+        values = self.options.model_dump(mode="json", exclude={"output_dir", "ray_address", "num_actors", "grader_url"})
         values["overrides"] = self._overrides
         path = self.folder / CONFIG
         try:

@@ -22,6 +22,7 @@ class DrawTask:
         steps: Sampler steps.
         image: Number of the image of each prompt; each has noise of its own.
         features: Whether features of the images are wanted, instead of judgements.
+        grade: Whether the grader is asked, where there is one.
     """
 
     system: str
@@ -32,6 +33,7 @@ class DrawTask:
     steps: int
     image: int = 0
     features: bool = False
+    grade: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class SearchTask:
         options: Options of the search: steps, guidance.
         keep: Whether the images come back.
         prompts: The prompts themselves, where they are not the benchmark's; their images are not judged.
+        grade: Whether the grader is asked, where there is one.
+        sample: Scores of a sample of images by each of several rewards: the scale of the search.
     """
 
     search: str
@@ -57,6 +61,31 @@ class SearchTask:
     options: dict[str, Any]
     keep: bool = False
     prompts: tuple[str, ...] = ()
+    grade: bool = False
+    sample: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Images that nobody searched for, scored by each of several rewards.
+
+    Attributes:
+        seed: Seed of the noise.
+        pipeline: The base model's folder, or `embedded`.
+        items: Places of the prompts, one an image.
+        prompts: The prompts, one an image.
+        images: Numbers of the images among those of their prompts.
+        guidance_scale: Guidance.
+        steps: Sampler steps.
+    """
+
+    seed: int
+    pipeline: str
+    items: tuple[int, ...]
+    prompts: tuple[str, ...]
+    images: tuple[int, ...]
+    guidance_scale: float
+    steps: int
 
 
 @dataclass
@@ -69,10 +98,12 @@ class Answer:
         images: uint8 [prompts, H, W, 3], where they were asked for.
         rewards: Of the images, where a search chose them; NaN where none could be scored.
         failures: Why a prompt has no image, by its place in the benchmark.
+        ungraded: Why an image has no grade, a reason each.
         traces: Best reward so far against evaluations an image, a list a prompt, of a search.
         nfe: Denoiser evaluations.
         images_scored: Images sent to the reward.
         seconds: Time, by stage.
+        parts: Scores of the images by each of several rewards, in its own unit; `None` where there is none.
     """
 
     judgements: "list[ImageJudgement]" = field(default_factory=list)
@@ -80,7 +111,9 @@ class Answer:
     images: np.ndarray | None = None
     rewards: list[float] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    ungraded: list[str] = field(default_factory=list)
     traces: list[list[tuple[int, float]]] = field(default_factory=list)
     nfe: int = 0
     images_scored: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, list[float | None]] = field(default_factory=dict)

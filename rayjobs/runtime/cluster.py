@@ -3,13 +3,14 @@
 import os
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rayjobs import machine
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
+from rayjobs.rewards import reward_plans
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -30,9 +31,10 @@ class Reservations:
     Attributes:
         rollout: CPUs of a rollout actor.
         learner: CPUs of a learner rank.
-        reward: CPUs of a reward replica.
+        reward: CPUs of a reward replica with `reward_threads`.
         gpus: GPUs of a rollout actor, of a learner rank and of a reward replica.
         note: What a user should know about it; may be empty.
+        part: CPUs that a thread reserves.
     """
 
     rollout: float
@@ -40,6 +42,18 @@ class Reservations:
     reward: float
     gpus: tuple[float, float, float]
     note: str
+    part: float = 1.0
+
+    def cpus(self, threads: int) -> float:
+        """CPUs that a process of so many threads reserves.
+
+        Args:
+            threads: Its threads.
+
+        Returns:
+            Hundredths of a CPU, rounded down, at least one.
+        """
+        return max(0.01, int(self.part * threads * 100) / 100)
 
 
 def has_token() -> bool:
@@ -135,7 +149,7 @@ def threads_wanted(options: JobOptions) -> int:
     return (
         options.num_rollout_actors * options.rollout_threads
         + options.num_learners * options.learner_threads
-        + options.reward_replicas * options.reward_threads
+        + sum(plan.replicas * plan.threads for plan in reward_plans(options))
     )
 
 
@@ -179,8 +193,7 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
         return Connection(owned=False, made=False)
     common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if not address:
-        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # Ray's workers inherit it
+        os.environ["PYTHONPATH"] = _search_path()  # Ray's workers inherit it
         # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
         # No dashboard: it is ten processes, and ends with the run. `ray start --head` brings one to stay.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -189,7 +202,7 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
-        common["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        common["runtime_env"] = {"env_vars": {"PYTHONPATH": _search_path()}}
     try:
         ray.init(address=address, **common)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
@@ -199,6 +212,12 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
             "start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token",
         ) from error  # fmt: skip
     return Connection(owned=False, made=True)
+
+
+def _search_path() -> str:
+    """Where Python looks for modules in every process of a run: this project, and what the user's shell names."""
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.pathsep.join(dict.fromkeys(paths))
 
 
 def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Reservations:
@@ -230,16 +249,16 @@ def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Rese
     part = min(1.0, cpus / wanted)
     real = machine.cpus() if cpus == wanted else int(cpus)  # a Ray of our own counts threads, not cores
     note = f"{wanted} threads share {real} CPUs: rollouts, reward and learner take turns" if real < wanted else ""
-    sizes = [
-        max(0.01, int(part * threads * 100) / 100)
-        for threads in (options.rollout_threads, options.learner_threads, options.reward_threads)
-    ]
-    return Reservations(sizes[0], sizes[1], sizes[2], _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note)
+    unshared = Reservations(1, 1, 1, _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note, part)
+    return replace(
+        unshared, rollout=unshared.cpus(options.rollout_threads), learner=unshared.cpus(options.learner_threads),
+        reward=unshared.cpus(options.reward_threads),
+    )  # fmt: skip
 
 
 def _gpu_parts(options: JobOptions, gpus: float) -> tuple[float, float, float]:
     """A GPU a learner; what is left, or a part of the learners' when nothing is, for actors and rewards."""
-    others = options.num_rollout_actors + options.reward_replicas
+    others = options.num_rollout_actors + sum(plan.replicas for plan in reward_plans(options))
     left = gpus - options.num_learners
     if left >= others:
         return 1.0, 1.0, 1.0

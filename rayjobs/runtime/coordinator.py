@@ -27,6 +27,8 @@ from rayjobs.runtime.weights import Versions
 from sharpening.data.prompts import Stream
 from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
+from sharpening.rewards.mix import Mix
+from sharpening.rewards.statistics import Statistics, before
 
 REFRESH_S = 5.0  # Ray exports every 10 seconds what was set since the last time
 SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
@@ -46,6 +48,8 @@ class CoordinatorSpec:
         staleness: Updates that rollouts lag behind.
         updates: Updates in the whole run.
         max_failed_share: Share of an update's prompts that may fail to score.
+        mix: How several rewards become one; `None` where there is one.
+        watched: Names of the rewards that are only watched.
     """
 
     run: str
@@ -57,6 +61,8 @@ class CoordinatorSpec:
     staleness: int
     updates: int
     max_failed_share: float
+    mix: Mix | None = None
+    watched: tuple[str, ...] = ()
 
 
 class Coordinator:
@@ -75,11 +81,14 @@ class Coordinator:
             self._item, spec.prompts_per_update, spec.rollout_batch_size, spec.staleness, spec.updates,
             spec.max_failed_share,
         )  # fmt: skip
-        self._dispatcher = Dispatcher(self._state, self._hand_over, self._versions, self._account_rollout)
+        self._dispatcher = Dispatcher(
+            self._state, self._hand_over, self._versions, self._account_rollout, self._statistics
+        )
         self._folder = RunFolder(Path(spec.run_folder))
         self._metrics = self._folder.metrics()
         self._cost = self._folder.read_cost()
-        self._gauges = RunGauges(spec.run)
+        self._gauges = RunGauges(spec.run, spec.mix.names if spec.mix else (), spec.watched)
+        self._known: tuple[int, Statistics] | None = None  # the newest version's, which many tasks ask for
         self._counters = RunCounters(spec.run, spec.updates)
         self._shown: dict[str, Any] = {}  # newest numbers of all gauges
         self._refreshed = time.monotonic()
@@ -150,6 +159,7 @@ class Coordinator:
         self._hand_over.begin(version, self._attempt)
         if [row["update"] for row in self._metrics.rows] != [row["update"] for row in rows]:
             self._guard(lambda: self._metrics.rewrite(rows))
+        self._known = None
         self._finished_at = time.monotonic()
         await self._state.notify()
         return self._attempt, self._state.stop
@@ -199,7 +209,8 @@ class Coordinator:
 
     async def _make_round(self, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
         items = tuple(self._item(update, slot) for slot in slots)
-        task = RoundTask(update, slots, items, self._dispatcher.source, state)
+        statistics = self._statistics(self._versions.newest)
+        task = RoundTask(update, slots, items, self._dispatcher.source, state, statistics)
         found = await self._dispatcher.ask("begin_round", [task], self._versions.newest, "beginning a round")
         if isinstance(found, Stop):
             return found
@@ -238,24 +249,26 @@ class Coordinator:
             "updates_per_second": 1 / seconds, "images_per_second": rollout["images_scored"] / seconds,
             "restarts_rollout": self._state.restarts["rollout"], "restarts_learner": self._state.restarts["learner"],
         }  # fmt: skip
+        level = self._spec.mix.level(merged, (self._metrics.rows or [merged])[0]) if self._spec.mix else None
+        merged |= {} if level is None else {"reward_level": level}
         self._account_learner(row)
         written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
         self._show(merged)
         self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
-        self._tell_dropped(update, Counter(reason for summary in summaries for _, reason in summary.dropped))
+        self._tell_dropped(update, [entry for summary in summaries for entry in summary.dropped])
         await self._state.notify()
         return None if written else self._state.stop
 
-    def _tell_dropped(self, update: int, reasons: Counter[str]) -> None:
+    def _tell_dropped(self, update: int, dropped: list[tuple[int, str]]) -> None:
         """One line an update, however many prompts it lost."""
-        if not reasons:
+        if not dropped:
             return
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        told = ", ".join(f"slot {slot}: {reason}" for slot, reason in dropped)
         self._state.say(
-            f"update {update}: {reasons.total()} prompts could not be scored ({told}) and were replaced; if it goes "
-            "on, the reward's log says why (dashboard: Serve)",
-            "dropped", update=update, reasons=dict(reasons),
+            f"update {update}: {len(dropped)} prompts could not be scored ({told}) and were replaced; if it goes on, "
+            "the reward's log says why (dashboard: Serve)",
+            "dropped", update=update, reasons=dict(Counter(reason for _, reason in dropped)),
         )  # fmt: skip
 
     async def rows(self) -> list[dict]:
@@ -339,6 +352,17 @@ class Coordinator:
         }  # fmt: skip
 
     # -- accounts ------------------------------------------------------------------------------------------------
+
+    def _statistics(self, version: int) -> Statistics:
+        """What several rewards are standardised by in rollouts with a version: the updates before it, from their rows.
+
+        A version is published in the same breath as its update's row is written, so those rows are there.
+        """
+        if self._spec.mix is None:
+            return {}
+        if self._known is None or self._known[0] != version:
+            self._known = (version, before(self._metrics.rows, version, self._spec.mix.names))
+        return self._known[1]
 
     def _guard(self, write: Callable[[], None]) -> bool:
         """Write to the run folder; a disk that refuses ends the run."""

@@ -12,6 +12,7 @@ from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
 from rayjobs.runtime.state import BROKEN, FAILED_SHARE, REWARD, Progress, RunState, Stop, last_line
 from rayjobs.runtime.weights import Versions
 from sharpening.rewards.base import RewardUnavailable
+from sharpening.rewards.statistics import Statistics
 from sharpening.slots import TooManyFailures
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,19 @@ class Dispatcher:
         hand_over: Decides which rollout task may run.
         versions: Weights by version.
         account: Called with the summary of every rollout that was made.
+        statistics: What several rewards are standardised by in rollouts with a version of the weights.
     """
 
     def __init__(
-        self, state: RunState, hand_over: HandOver, versions: Versions, account: Callable[[Summary], None]
+        self,
+        state: RunState,
+        hand_over: HandOver,
+        versions: Versions,
+        account: Callable[[Summary], None],
+        statistics: Callable[[int], Statistics],
     ) -> None:
         self._state, self._hand_over, self._versions, self._account = state, hand_over, versions, account
+        self._statistics = statistics
         self._asked: list[_Job] = []
         self._workers: set[asyncio.Task] = set()
         self.source: list[Any] = []
@@ -128,7 +136,8 @@ class Dispatcher:
                 job.future.set_result(result)
             self._state.progress.done += 1
         else:
-            experience, answer = call.options(num_returns=2).remote(job.task, job.version, weights, self.source)
+            asked = (job.task, job.version, weights, self.source, self._statistics(job.version))
+            experience, answer = call.options(num_returns=2).remote(*asked)
             summary: Summary = await answer
             self._account(summary)
             for note in summary.notes:

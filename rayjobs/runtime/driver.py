@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayjobs import machine
+from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
@@ -22,6 +22,7 @@ from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
+from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
 from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
@@ -132,7 +133,7 @@ class Run:
         resources = ray.cluster_resources()
         gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and resources.get("GPU", 0) > 0)
         device = "cuda" if gpu else "cpu"
-        reserved = cluster.reserve(options, resources, gpu)
+        reserved = placement.reserve(options, ray.nodes(), resources, gpu)
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
@@ -141,14 +142,14 @@ class Run:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)
         launch.start_actors(plan)
-        reward = launch.Reward(plan, self.coordinator)
-        reward.start()
+        rewards = Rewards(plan, self.coordinator)
+        rewards.start()
         self.training = launch.Training(plan, self.coordinator)
         if not connection.owned:  # a Ray of our own ends as a whole
             for actor in (self.coordinator, *plan.actors.values()):
                 stack.callback(ray.kill, actor)
-            stack.callback(reward.stop)
-        stack.callback(reward.end)
+            stack.callback(rewards.stop)
+        stack.callback(rewards.end)
 
     def _rank(self, report: Report) -> None:
         """Have the base model draw images and the reward rank them, once; the pairs stay in the run folder."""
@@ -194,7 +195,7 @@ class Run:
 
     def _watch(self, training: launch.Training, report: Report) -> None:
         """Show the progress until training ends; look at held-out prompts now and then."""
-        held_out = HeldOut(self.options, self.folder.path)
+        held_out = HeldOut(self.options, self.folder.path, report.headline)
         while training.is_alive():
             training.join(POLL)
             status = self._status()

@@ -12,8 +12,11 @@ from sharpening.evaluation.summary import PromptResult, judged
 if TYPE_CHECKING:
     from sharpening.methods.base import Method
     from sharpening.policies.base import Policy
-    from sharpening.rewards.base import ScoreFn
+    from sharpening.rewards.base import Scores
+    from sharpening.rewards.combined import Panel
     from sharpening.shapes.benchmark import BenchmarkPrompt
+
+JUDGE = ""  # in a panel, the reward of the training beside those that are only watched
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class EvaluationPart:
         nfe: Network evaluations.
         seconds: Seconds by stage.
         version: Version of the weights that drew the images.
+        parts: Scores by each of several rewards and by those that are only watched, by name; one a prompt, `None`
+            where scoring failed.
     """
 
     task: EvaluationTask
@@ -58,6 +63,7 @@ class EvaluationPart:
     nfe: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = 0
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 def choose(benchmark: "Sequence[BenchmarkPrompt]", count: int) -> "list[tuple[int, BenchmarkPrompt]]":
@@ -112,13 +118,13 @@ def plan(
     return tasks
 
 
-def draw(policy: "Policy", method: "Method", score: "ScoreFn", task: EvaluationTask, run_seed: int) -> EvaluationPart:
+def draw(policy: "Policy", method: "Method", panel: "Panel", task: EvaluationTask, run_seed: int) -> EvaluationPart:
     """Carry a task out.
 
     Args:
         policy: The model.
         method: Says in which precision images are sampled.
-        score: The reward.
+        panel: The reward as `JUDGE`, and those that are only watched by name.
         task: The task.
         run_seed: The run's seed.
 
@@ -140,18 +146,34 @@ def draw(policy: "Policy", method: "Method", score: "ScoreFn", task: EvaluationT
             x0 = sample(policy, condition, initial.to(policy.device), task.steps, task.guidance_scale)
             images = policy.decode(x0)
     drawn = time.perf_counter()
-    scores = score(images, prompts)
+    answers = panel(images, prompts)
     part = EvaluationPart(
         task,
-        rewards=[None if i in scores.failures else float(value) for i, value in enumerate(scores.values)],
+        rewards=_known(answers[JUDGE].values),
         facts=[
             _verify(image, prompt) if task.verify else None for image, prompt in zip(images, task.prompts, strict=True)
         ],
         images={index: images[i] for i, index in enumerate(task.indices) if index in task.keep},
         nfe=policy.nfe - nfe,
+        parts=_parts(panel, answers),
     )
     part.seconds = {"evaluate": drawn - started, "evaluate_score": time.perf_counter() - drawn}
     return part
+
+
+def _parts(panel: "Panel", answers: "dict[str, Scores]") -> dict[str, list[float | None]]:
+    """Scores of each of several rewards, where the panel's judge has several, and of the watched ones."""
+    from sharpening.rewards.combined import mix_of
+
+    mix = mix_of(panel.scorers[JUDGE])
+    parts = {name: answers[JUDGE].parts[name] for name in mix.names} if mix else {}
+    watched = {name: scores.values for name, scores in answers.items() if name != JUDGE}
+    return {name: _known(values) for name, values in (parts | watched).items()}
+
+
+def _known(values: np.ndarray) -> list[float | None]:
+    """Scores, `None` where there is none."""
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def _verify(image: np.ndarray, prompt: "BenchmarkPrompt") -> tuple[bool, ...]:
@@ -173,11 +195,11 @@ def results(parts: Sequence[EvaluationPart], phase: Literal["before", "after"]) 
     rows = []
     for part in parts:
         judged_prompts = zip(part.task.indices, part.task.prompts, part.rewards, part.facts, strict=True)
-        for index, prompt, reward, facts in judged_prompts:
+        for place, (index, prompt, reward, facts) in enumerate(judged_prompts):
             judgement: dict[str, Any] = judged(reward, facts)
-            rows.append(
-                PromptResult(index, prompt.prompt, prompt.category, phase, part.task.guidance_scale, **judgement)
-            )
+            own = {name: values[place] for name, values in part.parts.items()}
+            scale = part.task.guidance_scale
+            rows.append(PromptResult(index, prompt.prompt, prompt.category, phase, scale, **judgement, parts=own))
     return rows
 
 

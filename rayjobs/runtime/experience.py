@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from sharpening.evaluation.statistics import reward_statistics
-from sharpening.slots import check_failures, refill_slots, slots_of_update, tasks
+from sharpening.rewards.statistics import Statistics, columns, merge
+from sharpening.slots import check_failures, dropped_columns, refill_slots, slots_of_update, tasks
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RoundTask:
         items: Places of the examples in their source, one a slot.
         source: The training examples, one reference.
         state: The method's state before.
+        statistics: What several rewards are standardised by.
     """
 
     update: int
@@ -52,6 +54,7 @@ class RoundTask:
     items: tuple[int, ...]
     source: list[Any]
     state: bytes
+    statistics: Statistics = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Summary:
         peak_memory: Bytes, the actor's peak so far.
         peak_gpu_memory: Bytes on its GPU, 0 without.
         notes: What its reward had to say meanwhile, for the run's log.
+        scored: Statistics of the scores by each of several rewards, in its own unit.
     """
 
     kept: int
@@ -83,6 +87,7 @@ class Summary:
     peak_memory: int = 0
     peak_gpu_memory: int = 0
     notes: list[str] = field(default_factory=list)
+    scored: Statistics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -328,7 +333,7 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
 
     Returns:
         Reward statistics (Figure 6: mean, and spread over the branches of a prompt and timestep), stage seconds,
-        network evaluations, images scored and prompts dropped.
+        network evaluations, images scored, prompts dropped by reason, and statistics of each of several rewards.
     """
     row: dict[str, float] = {}
     rewards = np.concatenate([summary.path_rewards for summary in summaries if summary.kept])
@@ -343,7 +348,8 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
         row[name] = float(values.mean(dtype=np.float64))
     row["nfe"] = sum(sum(summary.nfe.values()) for summary in summaries)
     row["images_scored"] = sum(summary.images_scored for summary in summaries)
-    row["dropped"] = sum(len(summary.dropped) for summary in summaries)
+    row |= dropped_columns([entry for summary in summaries for entry in summary.dropped])
+    row |= columns(merge(summary.scored for summary in summaries))
     for stage in dict.fromkeys(stage for summary in summaries for stage in summary.seconds):
         row[f"seconds_{stage}"] = sum(summary.seconds.get(stage, 0.0) for summary in summaries) / actors
     return row

@@ -1,5 +1,6 @@
 """A look at held-out prompts every few updates, and the alarm when only the training reward rises."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, p
 from rayjobs.runtime.look_grids import GRID
 from rayjobs.runtime.report import EVALUATION_BATCH, verified
 from sharpening.evaluation.comparison.alarm import Checkpoint, Finding, watch
-from sharpening.evaluation.files import write_parquet
-from sharpening.evaluation.run_folder import VALIDATION
+from sharpening.evaluation.files import row_columns, write_parquet
+from sharpening.evaluation.run_folder import VALIDATION, RunFolder
+from sharpening.rewards.terms import reward_column
 
 Row = dict[str, Any]
+Headline = Callable[[EvaluationPart], list[float | None]]
 
 
 class HeldOut:
@@ -20,11 +23,13 @@ class HeldOut:
     Args:
         options: The run's options.
         folder: The run folder; what an earlier start of the run found is gone on from.
+        headline: What a task's reward is for each prompt, from what several rewards say; the reward itself by default.
     """
 
-    def __init__(self, options: JobOptions, folder: Path) -> None:
+    def __init__(self, options: JobOptions, folder: Path, headline: Headline | None = None) -> None:
         self._options, self._path = options, folder / VALIDATION
-        self._rows: list[Row] = []
+        self._headline = headline or (lambda part: part.rewards)
+        self._rows: list[Row] = RunFolder(folder).validation()
         self._alarmed = False
         self._next = 0  # update at which to look
         self.tasks: list[EvaluationTask] = []
@@ -57,16 +62,19 @@ class HeldOut:
             A sentence for the log when the alarm is raised for the first time, else nothing.
         """
         version = parts[0].version
-        rewards = [reward for part in parts for reward in part.rewards if reward is not None]
+        reward = _mean(reward for part in parts for reward in self._headline(part))
+        own = {
+            reward_column(name): _mean(value for part in parts for value in part.parts[name]) for name in parts[0].parts
+        }
         shares = [sum(facts) / len(facts) for part in parts for facts in part.facts if facts]
         self._rows = [row for row in self._rows if row["update"] < version]
         row: Row = {
-            "update": version, "reward": sum(rewards) / len(rewards) if rewards else None,
-            "facts": sum(shares) / len(shares) if shares else None, "training_reward": metrics.get("reward"),
+            "update": version, "reward": reward, "facts": _mean(shares),
+            "training_reward": metrics.get("reward_level", metrics.get("reward")), **own,
         }  # fmt: skip
         finding = self._finding([*self._rows, row])
         self._rows.append(row | {"alarm": finding is not None and finding.status == "diverging"})
-        write_parquet(self._path, {name: [entry[name] for entry in self._rows] for name in self._rows[0]})
+        write_parquet(self._path, row_columns(self._rows))
         self._next = version + self._options.validation_steps
         if finding is None or finding.status != "diverging" or self._alarmed:
             return ""
@@ -83,12 +91,17 @@ class HeldOut:
     def gauges(self) -> Row:
         """The newest look under the names of `rayjobs.runtime.gauges`."""
         newest = self._rows[-1]
-        return {
-            "held_out_reward": newest["reward"], "held_out_facts": newest["facts"], "alarm": float(newest["alarm"])
-        }  # fmt: skip
+        told = {f"held_out_{name}": value for name, value in newest.items() if name.startswith(("reward", "facts"))}
+        return told | {"alarm": float(newest["alarm"])}
 
     @staticmethod
     def _finding(rows: list[Row]) -> Finding | None:
         known = [row for row in rows if row["training_reward"] is not None and row["facts"] is not None]
         history = [Checkpoint(row["update"], row["training_reward"], row["facts"]) for row in known]
         return watch(history) if history else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

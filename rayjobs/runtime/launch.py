@@ -1,18 +1,20 @@
-"""Starting a run's processes: coordinator, rollout actors, reward, learner group. Nothing here waits for anything."""
+"""Starting a run's processes: coordinator, rollout actors, learner group. Nothing here waits for anything."""
 
 import logging
 import os
 import shutil
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import EMBEDDED, JobOptions
+from rayjobs.placement import selector
+from rayjobs.rewards import RewardPlan, reward_plans
 from rayjobs.runtime import checkpoints, cluster
-from rayjobs.runtime.state import REWARD, last_line
-from rayjobs.runtime.training_data import ranked_pairs
+from rayjobs.runtime.rewards import app_names, served
 from sharpening.evaluation.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 10  # of one rollout actor
-REWARD_START_S = 600.0  # for a replica to load on a busy machine; one that fails to is noticed at once
-REWARD_POLL_S = 1.0  # seconds between two looks at the replicas
 TRAIN_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -52,10 +52,15 @@ class Plan:
     source: "Source | None"
     actors: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def rewards(self) -> tuple[RewardPlan, ...]:
+        """The rewards that judge, then those that are only watched."""
+        return reward_plans(self.options)
+
     @property
-    def app(self) -> str:
-        """Name of the reward's application on Serve."""
-        return f"reward-{self.name}"
+    def apps(self) -> dict[str, str]:
+        """Names of the rewards' applications on Serve, by the reward's name."""
+        return app_names(self.name, self.rewards, self.options.mix)
 
     @property
     def scores(self) -> bool:
@@ -103,7 +108,8 @@ def start_coordinator(plan: Plan) -> Any:
             run=plan.name, run_folder=str(plan.folder.path.resolve()), examples=None if source is None else len(source),
             run_seed=options.seed, prompts_per_update=options.prompts_per_update,
             rollout_batch_size=options.rollout_batch_size, staleness=options.staleness,
-            updates=options.max_train_steps, max_failed_share=options.max_failed_share,
+            updates=options.max_train_steps, max_failed_share=options.max_failed_share, mix=options.mix,
+            watched=tuple(term.name for term in options.watched),
         )
     )  # fmt: skip
 
@@ -117,101 +123,22 @@ def start_actors(plan: Plan) -> None:
     import ray
 
     from rayjobs.runtime.rollout import RolloutActor, RolloutSpec, names
-    from reward_servers.client import ServeScore
 
     options = plan.options
+    score, watched = served(plan.apps, plan.rewards, options.mix, options.reward_timeout)
     spec = RolloutSpec(
         pipeline=pipeline(options), device=plan.device, dtype="float32", threads=options.rollout_threads,
         allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
-        run_seed=options.seed, score=ServeScore(plan.app, deadline_s=options.reward_timeout),
+        run_seed=options.seed, score=score, watched=watched,
     )  # fmt: skip
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
             max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy="SPREAD",
+            label_selector=selector(options.rollout_nodes),
             runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
-
-
-class Reward(threading.Thread):
-    """Starts the reward on Serve, puts the rollout actors to work once it answers, and tells of replicas that die.
-
-    Serve replaces a dead replica by itself, and a request that waited for it may never notice; the run's log should.
-
-    Args:
-        plan: The run.
-        coordinator: Handle of the coordinator.
-    """
-
-    def __init__(self, plan: Plan, coordinator: Any) -> None:
-        super().__init__(name="reward", daemon=True)
-        self._plan, self._coordinator = plan, coordinator
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        """Start it, then watch it; a failure to start ends the run."""
-        import ray
-
-        from reward_servers.client import start_reward_app
-        from reward_servers.options import RewardAppOptions
-
-        # Serve's own lines would run through the progress line; what matters of them the coordinator says.
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        options, reserved = self._plan.options, self._plan.reserved
-        app = RewardAppOptions(
-            name=self._plan.app, reward=options.reward,
-            model=None if options.reward_model == EMBEDDED else options.reward_model,
-            checkpoint=options.reward_checkpoint, num_replicas=options.reward_replicas,
-            num_threads=options.reward_threads, num_cpus=reserved.reward, num_gpus=reserved.gpus[2],
-        )  # fmt: skip
-        try:
-            if self._plan.scores:
-                start_reward_app(app, timeout_s=REWARD_START_S)
-        except Exception as error:
-            logger.info("the reward did not start", exc_info=error)
-            self._coordinator.stop.remote(REWARD, last_line(error))
-        else:
-            source = self._plan.source or ranked_pairs(options, self._plan.folder)
-            self._source = ray.put(source)  # kept: a restarted actor reads it again
-            fresh = options.resume_from_checkpoint is None
-            self._coordinator.start.remote(self._plan.actors, [self._source], fresh)
-            if self._plan.scores:
-                self._watch(options.reward_replicas)
-
-    def _watch(self, wanted: int) -> None:
-        """Say when replicas are missing, and when they are all back."""
-        from reward_servers.client import running_replicas
-
-        name, whole = self._plan.app, True
-        while not self._ended.wait(REWARD_POLL_S):
-            try:
-                running = running_replicas(name)
-            except Exception as error:  # Serve's controller is being restarted, or Ray is going down
-                logger.info("Serve does not tell about its replicas", exc_info=error)
-                continue
-            if whole and running < wanted:
-                died = f"{wanted - running} of {wanted} replicas of '{name}' died; Serve starts as many again"
-                self._coordinator.note.remote(died)
-            elif not whole and running >= wanted:
-                self._coordinator.note.remote(f"'{name}' has all its replicas again")
-            whole = running >= wanted
-
-    def end(self) -> None:
-        """Stop watching; before Ray is left, for asking Serve without it would start another Ray."""
-        self._ended.set()
-        self.join(timeout=60)
-
-    def stop(self) -> None:
-        """Take the application off Serve; other applications of the cluster stay."""
-        from reward_servers.client import stop_reward_app
-
-        if not self._plan.scores:
-            return
-        try:
-            stop_reward_app(self._plan.app)
-        except Exception as error:
-            logger.info("the reward application was not removed", exc_info=error)
 
 
 class Training(threading.Thread):
@@ -256,7 +183,10 @@ class Training(threading.Thread):
             train_loop,
             train_loop_config={"spec": self._spec()},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=plan.options.num_learners, use_gpu=plan.device == "cuda", resources_per_worker=resources
+                num_workers=plan.options.num_learners,
+                use_gpu=plan.device == "cuda",
+                resources_per_worker=resources,
+                label_selector=selector(plan.options.learner_nodes),
             ),
             run_config=ray.train.RunConfig(
                 name=checkpoints.FOLDER,

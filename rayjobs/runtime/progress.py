@@ -92,9 +92,12 @@ def describe(phase: str, row: dict[str, Any]) -> str:
         row: The update's metrics.
 
     Returns:
-        Such as `, reward 86.41 ± 2.10, loss 0.6871, 0.24 updates/s`; empty when there are none.
+        Such as `, reward 86.41 ± 2.10, loss 0.6871, 0.24 updates/s`; several rewards are told as their common level,
+        `, rewards +0.31`; empty when there are none.
     """
     if phase != "training" or not row:
         return ""
     reward = f", reward {row['reward']:.2f} ± {row['reward_spread']:.2f}" if "reward" in row else ""
+    if "reward_level" in row:
+        reward = f", rewards {row['reward_level']:+.2f}"
     return f"{reward}, loss {row['loss']:.4f}, {row['updates_per_second']:.2f} updates/s"

@@ -1,5 +1,7 @@
 """What a run tells at its end: evaluation rows, sample grids, curve, cost, summary, table."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +10,10 @@ import numpy as np
 from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, grid_images, plan, results
 from sharpening.evaluation.run_folder import EVALUATION, RunFolder
-from sharpening.evaluation.summary import PromptResult, compare_results, summarise
+from sharpening.evaluation.summary import PromptResult, compare_results, read_results, summarise
 from sharpening.evaluation.table import final_table
+from sharpening.rewards.statistics import Moments, Statistics
+from sharpening.rewards.terms import reward_column, worded
 
 EVALUATION_BATCH = 24  # images a task
 GRID = 24  # images in a sample grid
@@ -33,7 +37,11 @@ class Report:
         self._accounts: list[tuple[str, int, dict[str, float], int]] = []
         self.tasks: list[EvaluationTask] = [] if options.skip_evaluation else _tasks(options)
         wanted = {(index, task.guidance_scale) for task in self.tasks for index in task.indices}
-        self.before = _read(folder.path / EVALUATION, wanted)
+        self._mix = options.mix
+        # Rewards with columns of their own, beside the headline.
+        self._parts = (*(self._mix.names if self._mix else ()), *(term.name for term in options.watched))
+        self.before = _read(folder.path / EVALUATION, wanted, self._parts)
+        self._scale = self._base_scale(self.before)
         self.after: list[PromptResult] = []
 
     def take(self, phase: Literal["before", "after"], parts: list[EvaluationPart]) -> None:
@@ -46,6 +54,9 @@ class Report:
         from sharpening.evaluation.grids import comparison_grid, sample_grid
 
         rows = results(parts, phase)
+        if phase == "before":
+            self._scale = self._base_scale(rows)
+        rows = [replace(row, reward=self._headline(row.reward, row.parts)) for row in rows]
         setattr(self, phase, rows)
         self._cost.extend(parts)
         self._folder.write_evaluation([*self.before, *self.after])
@@ -66,6 +77,33 @@ class Report:
             old, new = (np.stack(list(self._pictures[side].values())) for side in ("before", "after"))
             grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
             self._folder.write_image("samples_compared.png", grid, captions)
+
+    def headline(self, part: EvaluationPart) -> list[float | None]:
+        """What a task's reward is for each prompt: several rewards on the scale of the base model's evaluation.
+
+        Args:
+            part: What the task found.
+
+        Returns:
+            One a prompt, `None` where a reward has no score.
+        """
+        return [
+            self._headline(reward, {name: values[place] for name, values in part.parts.items()})
+            for place, reward in enumerate(part.rewards)
+        ]
+
+    def _headline(self, reward: float | None, parts: Mapping[str, float | None]) -> float | None:
+        """A reward as it is; several, from their own scores, on the base model's scale: the same before and after."""
+        if self._mix is None or reward is None:
+            return reward
+        values = {name: value for name in self._mix.names if (value := parts[name]) is not None}
+        return float(self._mix.on_scale(values, self._scale))
+
+    def _base_scale(self, rows: list[PromptResult]) -> Statistics:
+        """Statistics of each of several rewards over the base model's evaluation, at the guidance of the training."""
+        own = [row.parts for row in rows if row.guidance_scale == self._options.guidance_scale]
+        names = self._mix.names if self._mix else ()
+        return {name: Moments.of([value for row in own if (value := row[name]) is not None]) for name in names}
 
     def count(self, parts: list[EvaluationPart]) -> None:
         """Add what a look during training cost.
@@ -109,12 +147,15 @@ class Report:
         cost.add_seconds("wall", seconds)
         cost.note_memory("driver")
         folder.write_cost(cost)
-        reward = UNITS.get(options.reward, options.reward)
+        reward = self._unit()
         if metrics.rows:
             metrics.write_table()
-            folder.write_curve(metrics.rows, reward, folder.validation())
+            folder.write_curve(metrics.rows, reward, folder.validation(), self._mix.names if self._mix else ())
         rows = [*self.before, *self.after]
         extra: dict[str, Any] = {"seed": options.seed, "seconds_training": sum(row["seconds"] for row in metrics.rows)}
+        if self._parts:
+            extra["rewards"] = {term.name: {"weight": term.weight, "watched": False} for term in options.terms}
+            extra["rewards"] |= {term.name: {"weight": None, "watched": True} for term in options.watched}
         folder.write_summary(
             summarise(
                 rows, options.guidance_scale, updates=updates, seconds=cost.seconds["wall"], nfe=cost.total_nfe,
@@ -125,7 +166,20 @@ class Report:
             return ""
         scales = dict.fromkeys(row.guidance_scale for row in rows)
         found = {scale: compare_results(rows, scale) for scale in scales}
-        return final_table(found, options.guidance_scale, options.eval_steps or options.rollout_steps, reward)
+        steps = options.eval_steps or options.rollout_steps
+        columns = [reward_column(name) for name in self._parts]
+        table = final_table(found, options.guidance_scale, steps, reward, columns)
+        watched = ", ".join(term.name for term in options.watched)
+        return f"{table}; only watched: {watched}" if watched else table
+
+    def _unit(self) -> str:
+        """The headline's name and unit."""
+        terms = self._options.terms
+        if self._mix is None:
+            return UNITS.get(terms[0].name, terms[0].name)
+        if self._mix.alone:
+            return worded(terms)
+        return f"{worded(terms)}, each in standard deviations of the base model's scores"
 
 
 def _tasks(options: JobOptions) -> list[EvaluationTask]:
@@ -147,11 +201,14 @@ def verified(options: JobOptions) -> bool:
     return options.resolution in (None, VERIFIED_RESOLUTION)
 
 
-def _read(path: Path, wanted: set[tuple[int, float]]) -> list[PromptResult]:
-    """The base model's evaluation from an earlier start of the run, if it is the wanted one."""
+def _read(path: Path, wanted: set[tuple[int, float]], parts: Sequence[str]) -> list[PromptResult]:
+    """The base model's evaluation from an earlier start of the run, if it is the wanted one by the wanted rewards."""
     if not path.exists():
         return []
     import pyarrow.parquet as pq
 
-    rows = [PromptResult(**row) for row in pq.read_table(path).to_pylist() if row["phase"] == "before"]
+    table = pq.read_table(path)
+    if not {reward_column(name) for name in parts} <= set(table.column_names):
+        return []
+    rows = read_results([row for row in table.to_pylist() if row["phase"] == "before"], parts)
     return rows if {(row.index, row.guidance_scale) for row in rows} == wanted else []

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import WARNING, Handler, LogRecord, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask
+from rayjobs.runtime.evaluation import JUDGE, EvaluationPart, EvaluationTask
 from rayjobs.runtime.experience import RolloutTask, RoundTask, Summary
 from sharpening.evaluation.cost import peak_rss
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sharpening.methods.rounds import Round
     from sharpening.options import MethodOptions
     from sharpening.rewards.base import ScoreFn
+    from sharpening.rewards.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class RolloutSpec:
         options: Options of the method.
         run_seed: The run's seed.
         score: The reward, pickled as what makes it (a Serve client with no connection yet).
+        watched: Rewards that are only asked about held-out prompts, by name.
     """
 
     pipeline: str
@@ -49,6 +51,7 @@ class RolloutSpec:
     options: "MethodOptions"
     run_seed: int
     score: "ScoreFn"
+    watched: "dict[str, ScoreFn]" = field(default_factory=dict)
 
 
 class RolloutActor:
@@ -68,6 +71,7 @@ class RolloutActor:
         from rayjobs.runtime.models import pipeline_folder
         from sharpening.methods import load_method
         from sharpening.policies import load_policy
+        from sharpening.rewards.combined import Panel
 
         torch.set_num_threads(spec.threads)
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
@@ -78,6 +82,7 @@ class RolloutActor:
         self._method = load_method(spec.method, spec.options)
         self._source: Source | None = None
         self._score = spec.score
+        self._panel = Panel({JUDGE: spec.score, **spec.watched})
         self._notes = _Notes()
         self._version = 0
 
@@ -94,7 +99,12 @@ class RolloutActor:
         return {"name": self._name, "pid": os.getpid(), "version": self._version}
 
     def rollout(
-        self, task: RolloutTask, version: int, weights: np.ndarray | None, source: list[Any]
+        self,
+        task: RolloutTask,
+        version: int,
+        weights: np.ndarray | None,
+        source: list[Any],
+        statistics: "Statistics | None" = None,
     ) -> "tuple[Experience | None, Summary]":
         """Roll a micro-batch of examples out.
 
@@ -103,6 +113,7 @@ class RolloutActor:
             version: Weights to use.
             weights: Those weights, packed; `None` for the pretrained model's.
             source: The training examples, one reference: read once, however long a list of prompts is.
+            statistics: What several rewards are standardised by; `None` or empty: the task by itself.
 
         Returns:
             The experience (`None` when every prompt was dropped) and its summary, as two objects: only the small one
@@ -112,12 +123,14 @@ class RolloutActor:
             RewardUnavailable: If the reward stays down.
         """  # noqa: DOC502
         from sharpening.methods.base import Seeds
+        from sharpening.rewards.combined import scaled, seen_by
 
         self._use(version, weights)
+        score = scaled(self._score, statistics or {})
         reference_nfe = self._reference.nfe
         batch = self._examples(source).batch(task.items)
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
-        found = self._method.collect(self._policy, self._reference, self._score, batch, seeds)
+        found = self._method.collect(self._policy, self._reference, score, batch, seeds)
         experience = replace(found, version=version)
         summary = Summary(
             kept=len(experience.prompts),
@@ -131,6 +144,7 @@ class RolloutActor:
             peak_memory=peak_rss(),
             peak_gpu_memory=self._peak_gpu_memory(),
             notes=[f"{self._name}: {note}" for note in self._notes.take()],
+            scored=seen_by(score),
         )
         return (experience if summary.kept else None), summary
 
@@ -151,7 +165,7 @@ class RolloutActor:
         from rayjobs.runtime.evaluation import draw
 
         self._use(version, weights)
-        part = draw(self._policy, self._method, self._score, task, self._spec.run_seed)
+        part = draw(self._policy, self._method, self._panel, task, self._spec.run_seed)
         return replace(part, version=version)
 
     def begin_round(self, task: RoundTask, version: int, weights: np.ndarray | None) -> "Round":
@@ -170,12 +184,14 @@ class RolloutActor:
         """  # noqa: DOC502
         from sharpening.methods.base import Seeds
         from sharpening.methods.rounds import InRounds
+        from sharpening.rewards.combined import scaled
 
         assert isinstance(self._method, InRounds)
         self._use(version, weights)
         batch = self._examples(task.source).batch(task.items)
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
-        return self._method.begin_round(self._policy, self._reference, self._score, batch, seeds, task.state)
+        score = scaled(self._score, task.statistics)
+        return self._method.begin_round(self._policy, self._reference, score, batch, seeds, task.state)
 
     def rank(self, task: "RankTask", version: int, weights: np.ndarray | None) -> "RankedPairs":
         """Draw images of prompts, score them, keep each prompt's best and worst.

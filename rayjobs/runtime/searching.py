@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from rayjobs.comparison.pool import pool
 from rayjobs.comparison.tasks import Answer, SearchTask
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import EMBEDDED
+from rayjobs.rewards import reward_plans, scores_alike
 from rayjobs.runtime.evaluation import choose
+from rayjobs.runtime.search_scale import FILE as SCALE
+from rayjobs.runtime.search_scale import measure_scale, scale_tasks
 from rayjobs.search_options import SearchJobOptions
-from rayjobs.validation import local_folder
+from rayjobs.validation import check_guidance, check_rewards, local_folder
 from sharpening.evaluation.files import write_bytes, write_json, write_parquet
+from sharpening.rewards.terms import reward_column
 from sharpening.slots import tasks
 
 CONFIG, PARTS, IMAGES, RESULTS, SUMMARY = "config.json", "parts", "images", "results.parquet", "summary.json"
@@ -34,7 +39,9 @@ class SearchRun:
     """
 
     def __init__(self, options: SearchJobOptions) -> None:
-        self.options = options
+        self.options = options.model_copy(update={"reward_config": check_rewards(options)})
+        self._mix = options.mix
+        self._scale: dict[str, Any] = {}
         self._own = self._search_options()
         self._pipeline = self._model()
         self._items, self._texts = self._prompts()
@@ -58,8 +65,8 @@ class SearchRun:
             self._say(f"{len(wanted) - len(missing)} of {len(wanted)} tasks were done before")
         if missing:
             with pool(
-                self.folder.name, options.num_rollout_actors, options.rollout_threads, options.ray_address, reward=True,
-                timeout=options.reward_timeout,
+                self.folder.name, options.num_rollout_actors, options.rollout_threads, options.ray_address,
+                reward_plans(options), self._mix, options.reward_timeout,
             ) as actors:  # fmt: skip
                 self._search(actors, missing)
         return self._finish(wanted)
@@ -70,7 +77,11 @@ class SearchRun:
 
         numbers = list(missing)
         try:
-            for place, answer in enumerate(actors.each([missing[number] for number in numbers])):
+            if self._mix and not self._mix.alone:
+                wanted = scale_tasks(self.options, self._pipeline, self._items, self._texts)
+                self._scale = measure_scale(self.folder, actors, wanted, self._mix.names)
+            asked = [replace(missing[number], sample=self._scale.get("scores", {})) for number in numbers]
+            for place, answer in enumerate(actors.each(asked)):
                 self._keep(numbers[place], answer)
                 self._say(f"searched {place + 1}/{len(numbers)} tasks, mean reward {np.nanmean(answer.rewards):.2f}")
         except RayError as error:
@@ -119,6 +130,7 @@ class SearchRun:
             family_of(folder)
         except checks.ModelFolderError as error:
             raise OptionError(name, str(error), "name another") from error
+        check_guidance(folder, {"guidance_scale": self.options.guidance_scale})
         return str(folder.resolve())
 
     def _prompts(self) -> tuple[list[int], list[str]]:
@@ -149,7 +161,10 @@ class SearchRun:
             folder.mkdir(parents=True, exist_ok=True)
             if known is None and any(folder.iterdir()):
                 raise OptionError("output_dir", f"{folder} belongs to another run", "pass another folder")
-            differing = [name for name in options.must_match() if known and known.get(name) != config.get(name)]
+            kept = {name: type(options).model_fields[name].default for name in options.must_match()}
+            differing = [name for name in kept if known and known.get(name, kept[name]) != config.get(name)]
+            if known and scores_alike(known.get("reward_config")) != scores_alike(config["reward_config"]):
+                differing.append("reward_config")
             if known and differing:
                 raise OptionError(
                     differing[0], f"the search in {folder} has {known.get(differing[0])}",
@@ -200,7 +215,7 @@ class SearchRun:
                 "index": item, "prompt": self._texts[self._items.index(item)], "image": name,
                 "reward": None if failure else answer.rewards[row], "failure": failure,
                 "facts": found.facts if found else None, "all": found.all if found else None,
-                "trace": answer.traces[row],
+                "trace": answer.traces[row], **{reward_column(name): told[row] for name, told in answer.parts.items()},
             })  # fmt: skip
         write_json(
             self._part(number),
@@ -211,17 +226,20 @@ class SearchRun:
         """Join the parts: results, cost, grid, summary."""
         parts = [json.loads(self._part(number).read_text(encoding="utf-8")) for number in wanted]
         rows = [row for part in parts for row in part["rows"]]
-        names = ("index", "prompt", "image", "reward", "failure", "facts", "all")
+        own = [reward_column(name) for name in (self._mix.names if self._mix else ())]
+        names = ("index", "prompt", "image", "reward", "failure", "facts", "all", *own)
         write_parquet(self.folder / RESULTS, {name: [row[name] for row in rows] for name in names})
         found = [row for row in rows if row["failure"] is None]
         self._grid(found[:: max(1, len(found) // GRID)][:GRID])
         summary = {
             "search": self.options.search, "prompts": len(rows), "failed": len(rows) - len(found),
-            "metrics": {name: _mean(found, name) for name in ("reward", "facts", "all") if _known(found, name)},
+            "metrics": {name: _mean(found, name) for name in ("reward", *own, "facts", "all") if _known(found, name)},
             "nfe": sum(part["nfe"] for part in parts), "nfe_per_image": sum(part["nfe"] for part in parts) / len(rows),
             "images_scored": sum(part["images_scored"] for part in parts),
             "seconds": {stage: sum(part["seconds"].get(stage, 0.0) for part in parts) for stage in parts[0]["seconds"]},
         }  # fmt: skip
+        if (self.folder / SCALE).exists():
+            summary["nfe_scale"] = json.loads((self.folder / SCALE).read_text(encoding="utf-8"))["nfe"]
         write_json(self.folder / SUMMARY, summary)
         lines = [f"{name}: {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in summary["metrics"].items()]
         return "\n".join([

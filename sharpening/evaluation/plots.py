@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sharpening.rewards.terms import reward_column
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, LIGHT, RED, GREY, BLACK = "#1f5a96", "#a9c7e4", "#b5452c", "#666666", "#1a1a1a"
+PARTS = ("#2a8a57", "#c98a1b", "#7a4a9e", "#3a9fb5")
 SIZE, DPI = (8.0, 6.5), 130
 LEGEND: dict[str, Any] = {
     "loc": "lower right",
@@ -28,7 +31,10 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def reward_curve(
-    rows: Sequence[Mapping[str, Any]], reward: str = "reward", held_out: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[Mapping[str, Any]],
+    reward: str = "reward",
+    held_out: Sequence[Mapping[str, Any]] = (),
+    parts: Sequence[str] = (),
 ) -> bytes:
     """Draw a run's curves.
 
@@ -38,6 +44,8 @@ def reward_curve(
         reward: the reward's name and unit, for the axis.
         held_out: looks at held-out prompts, a row each with `update` (updates made until then), `reward`, and `alarm`
             where only the training reward rises; from the first alarm on, the background is red.
+        parts: names of several rewards that are combined. Then the upper panel shows their level, `reward_level`, and
+            each one's mean, all in standard deviations of the first update's scores.
 
     Returns:
         A PNG of 1040 × 845 pixels. Above: mean reward of the rollouts, a band of one standard deviation over a
@@ -56,7 +64,10 @@ def reward_curve(
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     updates = np.array([int(row["update"]) + 1 for row in rows])
-    _draw_reward(above, updates, rows, reward)
+    if parts:
+        _draw_levels(above, updates, rows, parts)
+    else:
+        _draw_reward(above, updates, rows, reward)
     _draw_held_out(above, held_out, int(updates[-1]))
     above.legend(ncols=6, **LEGEND)
     _draw_learning(below, updates, rows)
@@ -80,6 +91,17 @@ def _draw_reward(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, An
     axes.plot(updates, mean, color=BLUE, linewidth=2.0, marker=marker, markersize=3, label="mean")
     axes.set_ylabel(f"{reward}, rollouts")
     axes.set_title("Reward of the rollouts and its spread over branches", loc="left", fontsize=11, pad=22)
+
+
+def _draw_levels(axes: Axes, updates: np.ndarray, rows: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> None:
+    marker = "o" if len(updates) < 12 else None
+    level = _series(rows, "reward_level")
+    axes.plot(updates, level, color=BLUE, linewidth=2.0, marker=marker, markersize=3, label="together")
+    for name, colour in zip(parts, PARTS, strict=False):  # more lines than colours could not be told apart
+        (mean, std) = (_series(rows, f"{reward_column(name)}_{what}") for what in ("mean", "std"))
+        axes.plot(updates, (mean - mean[0]) / (std[0] or 1.0), color=colour, linewidth=1.0, label=name)
+    axes.set_ylabel("rollouts, standard deviations of the first")
+    axes.set_title("Rewards of the rollouts", loc="left", fontsize=11, pad=22)
 
 
 def _draw_held_out(axes: Axes, looks: Sequence[Mapping[str, Any]], end: int) -> None:

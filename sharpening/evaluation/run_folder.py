@@ -154,7 +154,11 @@ class RunFolder:
         return pq.read_table(path).to_pylist() if path.exists() else []
 
     def write_curve(
-        self, rows: Sequence[Mapping[str, Any]], reward: str, held_out: Sequence[Mapping[str, Any]] = ()
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        reward: str,
+        held_out: Sequence[Mapping[str, Any]] = (),
+        parts: Sequence[str] = (),
     ) -> Path | None:
         """Draw `reward_curve.png`.
 
@@ -162,6 +166,7 @@ class RunFolder:
             rows: metrics, a row an update.
             reward: the reward's name and unit.
             held_out: looks at held-out prompts, as `reward_curve` has them.
+            parts: names of several rewards, where there are.
 
         Returns:
             The file; `None` when there is nothing to draw yet.
@@ -170,7 +175,7 @@ class RunFolder:
 
         if not rows:
             return None
-        write_bytes(self.path / CURVE, reward_curve(rows, reward, held_out))
+        write_bytes(self.path / CURVE, reward_curve(rows, reward, held_out, parts))
         return self.path / CURVE
 
 

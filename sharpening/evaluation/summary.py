@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeGuard
 
 from sharpening.evaluation.statistics import Comparison, compare
+from sharpening.rewards.terms import reward_column
 
 SCHEMA = 1
 
@@ -25,6 +26,7 @@ class PromptResult:
         reward: the reward, in its unit; `None` when the image could not be scored.
         facts: share of the prompt's facts that the verifier finds; `None` where no verifier applies.
         all: whether every fact holds; `None` where no verifier applies.
+        parts: what each of several rewards says, and each that is only watched, in its own unit, by its name.
     """
 
     index: int
@@ -35,6 +37,7 @@ class PromptResult:
     reward: float | None
     facts: float | None = None
     all: bool | None = None
+    parts: dict[str, float | None] = field(default_factory=dict)
 
 
 METRICS = ("reward", "facts", "all")
@@ -69,8 +72,9 @@ def compare_results(results: Iterable[PromptResult], guidance_scale: float) -> C
         guidance_scale: the scale.
 
     Returns:
-        `reward`, `facts` and `all` over all prompts, then each within each category. A prompt counts where both its
-        phases have a value; a metric with fewer than two such prompts is left out.
+        `reward`, `reward_<name>` of each part, `facts` and `all` over all prompts, then `reward`, `facts` and `all`
+        within each category. A prompt counts where both its phases have a value; a metric with fewer than two such
+        prompts is left out.
     """
     rows = [row for row in results if row.guidance_scale == guidance_scale]
     phases: dict[str, dict[int, PromptResult]] = {"before": {}, "after": {}}
@@ -82,15 +86,34 @@ def compare_results(results: Iterable[PromptResult], guidance_scale: float) -> C
     groups = [(None, pairs)] + [(name, [pair for pair in pairs if pair[0].category == name]) for name in categories]
     for category, members in groups:
         for metric in METRICS:
-            values = [(getattr(a, metric), getattr(b, metric)) for a, b in members]
-            paired = [(float(a), float(b)) for a, b in values if _is_number(a) and _is_number(b)]
-            if len(paired) >= 2:
-                name = metric if category is None else metric_name(metric, category)
-                comparisons[name] = compare(*zip(*paired, strict=True))
+            name = metric if category is None else metric_name(metric, category)
+            _add(comparisons, name, [(getattr(a, metric), getattr(b, metric)) for a, b in members])
+            if name == "reward":
+                for part in part_names(rows):
+                    _add(comparisons, reward_column(part), [(a.parts.get(part), b.parts.get(part)) for a, b in members])
     return comparisons
 
 
-def _is_number(value: float | None) -> bool:
+def part_names(results: Iterable[PromptResult]) -> list[str]:
+    """Names of the rewards that rows tell about beside the headline.
+
+    Args:
+        results: rows.
+
+    Returns:
+        Names, in order of appearance.
+    """
+    return list(dict.fromkeys(name for row in results for name in row.parts))
+
+
+def _add(comparisons: Comparisons, name: str, values: Sequence[tuple[float | None, float | None]]) -> None:
+    """Compare a metric over the prompts that have it before and after, where there are enough."""
+    paired = [(float(a), float(b)) for a, b in values if _is_number(a) and _is_number(b)]
+    if len(paired) >= 2:
+        comparisons[name] = compare(*zip(*paired, strict=True))
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -141,6 +164,29 @@ def summarise(
 
 
 def result_columns(results: Sequence[PromptResult]) -> dict[str, list[Any]]:
-    """Rows as columns, for `evaluation.parquet`."""
+    """Rows as columns, for `evaluation.parquet`; each part of `parts` is one."""
     rows = [asdict(row) for row in results]
-    return {name: [row[name] for row in rows] for name in PromptResult.__dataclass_fields__}
+    columns = {name: [row[name] for row in rows] for name in PromptResult.__dataclass_fields__ if name != "parts"}
+    parts = {reward_column(name): [row.parts.get(name) for row in results] for name in part_names(results)}
+    return columns | parts
+
+
+def read_results(rows: Iterable[Mapping[str, Any]], parts: Sequence[str] = ()) -> list[PromptResult]:
+    """What `result_columns` wrote.
+
+    Args:
+        rows: rows of `evaluation.parquet`.
+        parts: names of the rewards that have a column of their own.
+
+    Returns:
+        The rows; a part whose column is not there is absent from them.
+    """
+    own = {reward_column(name): name for name in parts}
+    fields_ = [name for name in PromptResult.__dataclass_fields__ if name != "parts"]
+    return [
+        PromptResult(
+            **{name: row[name] for name in fields_},
+            parts={name: row[column] for column, name in own.items() if column in row},
+        )
+        for row in rows
+    ]

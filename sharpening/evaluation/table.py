@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sharpening.evaluation.statistics import Comparison, Interval
 
@@ -20,11 +20,12 @@ def _range(interval: Interval, decimals: int) -> str:
 
 def _cells(name: str, comparison: Comparison) -> tuple[str, ...]:
     decimals, difference = _decimals(comparison), comparison.difference
+    before, after = (round(side.mean, decimals) + 0.0 for side in (comparison.before, comparison.after))  # no -0.00
     mark = "" if not difference.excludes_zero else "up" if difference.mean > 0 else "down"
     return (
         name,
-        f"{comparison.before.mean:.{decimals}f}",
-        f"{comparison.after.mean:.{decimals}f}",
+        f"{before:.{decimals}f}",
+        f"{after:.{decimals}f}",
         f"{difference.mean:+.{decimals}f}",
         _range(difference, decimals),
         mark,
@@ -57,7 +58,11 @@ def format_table(comparisons: Mapping[str, Comparison], title: str = "") -> str:
 
 
 def final_table(
-    by_scale: Mapping[float, Mapping[str, Comparison]], guidance_scale: float, eval_steps: int, reward: str = ""
+    by_scale: Mapping[float, Mapping[str, Comparison]],
+    guidance_scale: float,
+    eval_steps: int,
+    reward: str = "",
+    parts: Sequence[str] = (),
 ) -> str:
     """The table a run ends with.
 
@@ -66,6 +71,7 @@ def final_table(
         guidance_scale: the scale the model was sharpened for; its block comes first, with every category.
         eval_steps: sampler steps of an image.
         reward: the reward's name and unit, to explain its row.
+        parts: rows of rewards beside it, `reward_<name>`.
 
     Returns:
         Text of several lines. Blocks at other scales show the metrics over all prompts only.
@@ -74,7 +80,7 @@ def final_table(
     for scale in sorted(by_scale, key=lambda value: (value != guidance_scale, value)):
         comparisons = by_scale[scale]
         own = scale == guidance_scale
-        shown = {name: c for name, c in comparisons.items() if own or name in ("reward", "facts", "all")}
+        shown = {name: c for name, c in comparisons.items() if own or name in ("reward", "facts", "all", *parts)}
         prompts = max((c.prompts for c in comparisons.values()), default=0)
         nfe = eval_steps if scale == 1 else 2 * eval_steps
         title = f"guidance {scale:g}{', as sharpened' if own else ''}: {prompts} prompts, {nfe} evaluations an image"

@@ -147,7 +147,7 @@ class Experience:
         Returns:
             Name to tensor, the condition's included.
         """
-        condition = {f"condition.{f.name}": getattr(self.condition, f.name) for f in fields(self.condition)}
+        condition = {f"condition.{name}": value for name, value in self.condition.tensors().items()}
         return {"group_prompt": self.group_prompt} | self._rows() | condition
 
 

@@ -1,8 +1,8 @@
 """Guidance distillation: the conditional prediction learns to be what the reference predicts under guidance.
 
 With its guidance folded into the weights a model is sampled, and sharpened, unguided, at half the evaluations; what
-sharpening adds to it then is no guidance learnt a second time (docs/notebook.md). This is the first stage of Meng et al. (arXiv 2210.03142, Eq. 2) at one
-guidance scale, on the sampler's own states.
+sharpening adds to it then is no guidance learnt a second time (docs/notebook.md). This is the first stage of Meng et
+al. (arXiv 2210.03142, Eq. 2) at one guidance scale, on the sampler's own states.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +12,6 @@ from sharpening import losses
 from sharpening.data.source import Batch
 from sharpening.methods.base import Experience, Loss, Seeds, check_batch
 from sharpening.policies.base import Condition, Policy
-from sharpening.schedule import Schedule
 from sharpening.seeds import generator, noise
 
 
@@ -32,10 +30,6 @@ class StateExperience(Experience):
     timesteps: Int[Tensor, "group step"]
     mask: Bool[Tensor, "group step"]
     target: Float[Tensor, "group member step channel height width"]
-
-
-class _Scheduled(Protocol):
-    schedule: Schedule
 
 
 def state_errors(policy: Policy, experience: StateExperience) -> Float[Tensor, "group member step"]:
@@ -103,7 +97,7 @@ def training_timesteps(policy: Policy) -> int:
     Returns:
         T; timesteps run from 0 to T − 1.
     """
-    return len(cast(_Scheduled, policy).schedule.alphas_cumprod)
+    return len(policy.schedule)
 
 
 def drop_prompts(policy: Policy, condition: Condition, seeds: Seeds, proportion: float) -> Condition:

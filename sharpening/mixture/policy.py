@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sharpening.mixture.law import World
-from sharpening.policies.base import Condition, Prediction
+from sharpening.policies.base import Condition
+from sharpening.policies.scheduled import ScheduledPolicy
 from sharpening.rewards.base import Scores
-from sharpening.schedule import Schedule, ddim_moments, ddim_step, eps_and_x0
+from sharpening.schedule import Schedule
 
 LIMIT = 8.0
 """Images show x from −8 to 8; what lies beyond is cut off."""
@@ -103,7 +103,7 @@ class MixtureDenoiser(nn.Module):
         return (v + self.correction(torch.cat([x, alpha, sigma, pooled], dim=1))).view_as(x_t)
 
 
-class MixturePolicy:
+class MixturePolicy(ScheduledPolicy):
     """Adapter of a world of scalars; latents are `(1, 1, 1)`, images their brightness.
 
     Attributes:
@@ -130,7 +130,6 @@ class MixturePolicy:
         self.schedule = Schedule.from_config(SCHEDULER)
         self.denoiser: nn.Module = MixtureDenoiser(world, self.schedule)
         self.latent_shape: tuple[int, int, int] = (1, 1, 1)
-        self.nfe = 0
         self.device = torch.device("cpu")
 
     # -- prompts ---------------------------------------------------------------------------------------------------
@@ -166,153 +165,30 @@ class MixturePolicy:
 
     @staticmethod
     def _condition(pooled: Tensor) -> Condition:
-        return Condition(pooled[:, None, :], pooled, torch.zeros(len(pooled), 6))
+        return Condition(pooled[:, None, :], pooled)
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def predict(
+    def denoise(
         self,
         x_t: Float[Tensor, "batch channel height width"],
-        t: Int[Tensor, " batch"],
+        time: Tensor,
         condition: Condition,
-        guidance_scale: float = 1.0,
-    ) -> Prediction:
-        """Predict noise and clean scalar at (x_t, t) (Eq. 5–6).
+        guidance_scale: float,
+    ) -> Float[Tensor, "batch channel height width"]:
+        """One call of the denoiser.
 
         Args:
             x_t: noisy scalars.
-            t: their timesteps.
+            time: their timesteps.
             condition: one row a scalar.
-            guidance_scale: above 1, the prompt's velocity is driven away from that of no prompt, at twice the price.
+            guidance_scale: the denoiser is not told it.
 
         Returns:
-            The prediction.
+            Velocity.
         """
-        output = self._denoise(x_t, t, condition)
-        if guidance_scale > 1:
-            negative = self._denoise(x_t, t, self.uncondition(len(x_t)))
-            output = negative + guidance_scale * (output - negative)
-        return Prediction(*eps_and_x0(output, x_t, *self._levels(t), self.schedule.prediction_type))
-
-    def _denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        self.nfe += len(x_t)
-        return self.denoiser(x_t, t, condition.pooled)
-
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.schedule.alpha(t).float().view(-1, 1, 1, 1), self.schedule.sigma(t).float().view(-1, 1, 1, 1)
-
-    def add_noise(
-        self,
-        x0: Float[Tensor, "batch channel height width"],
-        eps: Float[Tensor, "batch channel height width"],
-        t: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch channel height width"]:
-        """`x_t = α_t x_0 + σ_t ε`.
-
-        Args:
-            x0: clean scalars.
-            eps: standard normal noise.
-            t: timesteps.
-
-        Returns:
-            x_t.
-        """
-        alpha_t, sigma_t = self._levels(t)
-        return alpha_t * x0 + sigma_t * eps
-
-    def target_noise(
-        self,
-        x_t: Float[Tensor, "batch channel height width"],
-        x0: Float[Tensor, "batch channel height width"],
-        t: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch channel height width"]:
-        """`ε = (x_t − α_t x_0) / σ_t`.
-
-        Args:
-            x_t: noisy scalars.
-            x0: clean scalars.
-            t: timesteps.
-
-        Returns:
-            ε.
-        """
-        alpha_t, sigma_t = self._levels(t)
-        return (x_t - alpha_t * x0) / sigma_t
-
-    def step(
-        self,
-        x_t: Float[Tensor, "batch channel height width"],
-        t: Int[Tensor, " batch"],
-        t_prev: Int[Tensor, " batch"],
-        prediction: Prediction,
-        eta: float = 0.0,
-        noise: Float[Tensor, "batch channel height width"] | None = None,
-    ) -> Float[Tensor, "batch channel height width"]:
-        """One DDIM step.
-
-        Args:
-            x_t: noisy scalars; they enter through the prediction alone.
-            t: where they are.
-            t_prev: where they go; below 0 is the clean end.
-            prediction: the policy's prediction at (x_t, t).
-            eta: η, share of DDPM's noise that is added.
-            noise: standard normal, needed for η > 0.
-
-        Returns:
-            x_prev.
-        """
-        del x_t
-        return ddim_step(prediction.x0, prediction.eps, *self._levels(t), *self._levels(t_prev), eta, noise)
-
-    def moments(
-        self, t: Int[Tensor, " batch"], t_prev: Int[Tensor, " batch"], prediction: Prediction, eta: float
-    ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch 1 1 1"]]:
-        """Mean and standard deviation of a DDIM step's Gaussian.
-
-        Args:
-            t: where the scalars are.
-            t_prev: where they go.
-            prediction: the policy's prediction there.
-            eta: η.
-
-        Returns:
-            The mean, and one deviation a row.
-        """
-        return ddim_moments(prediction.x0, prediction.eps, *self._levels(t), *self._levels(t_prev), eta)
-
-    def snr(self, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Signal-to-noise ratio `α_t² / σ_t²`.
-
-        Args:
-            t: timesteps.
-
-        Returns:
-            One ratio a timestep.
-        """
-        return (self.schedule.alpha(t) / self.schedule.sigma(t)).square()
-
-    def timesteps(self, steps: int) -> Int[Tensor, " steps"]:
-        """The sampler's grid.
-
-        Args:
-            steps: number of sampler steps.
-
-        Returns:
-            Timesteps, descending.
-        """
-        return self.schedule.timesteps(steps)
-
-    def previous(self, t: Int[Tensor, " batch"], steps: int) -> Int[Tensor, " batch"]:
-        """The timestep a sampler of that many steps goes to from t.
-
-        Args:
-            t: timesteps of the grid.
-            steps: number of sampler steps.
-
-        Returns:
-            Timesteps; below 0 is the clean end.
-        """
-        return self.schedule.previous(t, steps)
+        del guidance_scale
+        return self.denoiser(x_t, time, condition.pooled)
 
     # -- images ----------------------------------------------------------------------------------------------------
 
@@ -359,33 +235,6 @@ class MixturePolicy:
         return torch.from_numpy(scalars(images)).float().view(-1, 1, 1, 1)
 
     # -- weights ---------------------------------------------------------------------------------------------------
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """A snapshot of the network.
-
-        Returns:
-            Name to tensor; copies.
-        """
-        return {name: value.detach().clone() for name, value in self.denoiser.state_dict().items()}
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Take over a snapshot.
-
-        Args:
-            state: what `trainable_state` returned.
-        """
-        self.denoiser.load_state_dict(state)
-
-    def frozen_copy(self) -> MixturePolicy:
-        """The reference: a copy without gradient.
-
-        Returns:
-            A policy of its own nfe count.
-        """
-        other = copy.copy(self)
-        other.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
-        other.nfe = 0
-        return other
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network's weights; there is no diffusers pipeline of scalars.

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from sharpening.checks import ModelFolderError, check_pipeline_folder
+from sharpening.checks import ModelFolderError, check_pipeline_folder, read_json
 
 if TYPE_CHECKING:
     import torch
 
     from sharpening.policies.base import Policy
 
-FAMILIES = {"StableDiffusionXLPipeline": "sdxl"}
+FAMILIES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "PixArtSigmaPipeline": "pixart",
+}
 """Pipeline class in `model_index.json` → module of `sharpening.policies` that adapts it."""
 
 
@@ -35,13 +41,55 @@ def family_of(folder: str | Path) -> str:
     return FAMILIES[name]
 
 
-def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Policy:
+def guidance_of(folder: str | Path) -> Literal["pair", "told", "none"]:
+    """How a model is guided.
+
+    Args:
+        folder: a pipeline folder of a known family.
+
+    Returns:
+        "pair": prompt and empty prompt are contrasted, two evaluations a prediction; "told": the denoiser is told the
+        scale, one evaluation; "none": guidance is distilled into it at one scale.
+
+    Raises:
+        ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
+    """  # noqa: DOC502
+    if family_of(folder) != "flux":
+        return "pair"
+    return "told" if read_json(Path(folder) / "transformer" / "config.json").get("guidance_embeds") else "none"
+
+
+def native_resolution(folder: str | Path) -> int | None:
+    """Pixels on a side of the images that a model was made for.
+
+    Args:
+        folder: a pipeline folder.
+
+    Returns:
+        The denoiser's sample size times the VAE's downsampling (for FLUX, whose transformer has none, the VAE's sample
+        size); None where the folder's JSON does not say.
+    """
+    folder = Path(folder)
+    part = "unet" if (folder / "unet").is_dir() else "transformer"
+    try:
+        denoiser, vae = (read_json(folder / name / "config.json") for name in (part, "vae"))
+        if "sample_size" not in denoiser:
+            return int(vae["sample_size"])
+        return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (ModelFolderError, KeyError, TypeError, ValueError):
+        return None
+
+
+def load_policy(
+    folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, resolution: int | None = None
+) -> Policy:
     """Load a pipeline folder as a policy; the family is recognised by its `model_index.json`.
 
     Args:
         folder: a folder that `save_pretrained` of a diffusers pipeline wrote.
         device: where the model goes.
         dtype: float type of the weights; None means float32.
+        resolution: width and height of images in pixels; None means the model's own.
 
     Returns:
         The policy.
@@ -50,4 +98,4 @@ def load_policy(folder: str | Path, device: str = "cpu", dtype: torch.dtype | No
         ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
     """  # noqa: DOC502
     module = importlib.import_module(f"sharpening.policies.{family_of(folder)}")
-    return module.load(folder, device=device, dtype=dtype)
+    return module.load(folder, device=device, dtype=dtype, resolution=resolution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,75 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sharpening.policies.condition import Condition
+from sharpening.schedule import NoiseSchedule
 
-@dataclass(frozen=True)
-class Condition:
-    """What the denoiser is told about B prompts.
-
-    Attributes:
-        prompt_embeds: `[B, L, D]`, one row a token.
-        pooled: `[B, P]`, one embedding a prompt.
-        time_ids: `[B, 6]`, SDXL's size ids (original height and width, crop top and left, target height and width),
-            in pixels.
-    """
-
-    prompt_embeds: Float[Tensor, "batch token width"]
-    pooled: Float[Tensor, "batch pooled"]
-    time_ids: Float[Tensor, "batch 6"]
-
-    def __len__(self) -> int:
-        """Number of prompts B."""
-        return len(self.prompt_embeds)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        return Condition(function(self.prompt_embeds), function(self.pooled), function(self.time_ids))
-
-    def repeat_interleave(self, repeats: int) -> Condition:
-        """Each prompt `repeats` times in a row.
-
-        Args:
-            repeats: how often.
-
-        Returns:
-            A condition of `B * repeats` rows.
-        """
-        return self._map(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def index(self, rows: Int[Tensor, " rows"] | Sequence[int]) -> Condition:
-        """Some rows, in the order given.
-
-        Args:
-            rows: row numbers; they may repeat.
-
-        Returns:
-            A condition of `len(rows)` rows.
-        """
-        return self._map(lambda x: x[torch.as_tensor(rows, dtype=torch.long, device=x.device)])
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        """The same condition elsewhere.
-
-        Args:
-            device: where to.
-            dtype: float type; None keeps it.
-
-        Returns:
-            The moved condition.
-        """
-        return self._map(lambda x: x.to(device=device, dtype=dtype))
-
-    @staticmethod
-    def cat(conditions: Sequence[Condition]) -> Condition:
-        """Rows of several conditions, one after the other.
-
-        Args:
-            conditions: at least one.
-
-        Returns:
-            One condition.
-        """
-        fields = ("prompt_embeds", "pooled", "time_ids")
-        return Condition(*(torch.cat([getattr(c, name) for c in conditions]) for name in fields))
+__all__ = ["Condition", "Policy", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -101,12 +36,14 @@ class Policy(Protocol):
 
     Attributes:
         denoiser: the module that is trained.
+        schedule: the model's noise levels and grids.
         latent_shape: `(C, H, W)` of a latent.
-        nfe: denoiser evaluations so far, calls × images; a guided prediction counts twice.
+        nfe: denoiser evaluations so far, calls × images (a prediction costs `prediction_nfe` of them).
         device: where the model is.
     """
 
     denoiser: nn.Module
+    schedule: NoiseSchedule
     latent_shape: tuple[int, int, int]
     nfe: int
     device: torch.device
@@ -125,6 +62,12 @@ class Policy(Protocol):
         guidance_scale: float = 1.0,
     ) -> Prediction:
         """Predict noise and clean latent; guided above a `guidance_scale` of 1."""
+
+    def prediction_nfe(self, guidance_scale: float) -> int:
+        """Denoiser evaluations that one prediction costs, as `nfe` counts them."""
+
+    def levels(self, t: Int[Tensor, "*batch"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """Signal and noise level α_t and σ_t of a latent at t, float64."""
 
     def add_noise(
         self,

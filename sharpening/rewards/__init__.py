@@ -6,12 +6,17 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from sharpening.rewards.base import RewardUnavailable, ScoreFn, Scores
+from sharpening.rewards.base import RewardModelError, RewardUnavailable, ScoreFn, Scores
 
-__all__ = ["REWARDS", "RewardUnavailable", "ScoreFn", "Scores", "load_reward", "reward_class"]
+__all__ = ["REWARDS", "RewardModelError", "RewardUnavailable", "ScoreFn", "Scores", "load_reward", "reward_class"]
 
 REWARDS: dict[str, str] = {
     "clip": "sharpening.rewards.clip:ClipScorer",
+    "aesthetic": "sharpening.rewards.aesthetic:AestheticScorer",
+    "pickscore": "sharpening.rewards.pickscore:PickScorer",
+    "hpsv2": "sharpening.rewards.hpsv2:HpsScorer",
+    "image_reward": "sharpening.rewards.image_reward:ImageRewardScorer",
+    "compositional": "sharpening.rewards.compositional:CompositionalScorer",
     "embedded-aesthetic": "sharpening.rewards.embedded:AestheticScorer",
     "embedded-preference": "sharpening.rewards.embedded:PreferenceScorer",
     "embedded-attribute": "sharpening.rewards.embedded:AttributeScorer",
@@ -19,6 +24,8 @@ REWARDS: dict[str, str] = {
     "embedded-non_spatial": "sharpening.rewards.embedded:NonSpatialScorer",
     "embedded-compositional": "sharpening.rewards.embedded:CompositionalScorer",
     "embedded-verifier": "sharpening.rewards.verifier:VerifierScorer",
+    "grader": "sharpening.rewards.grader.scorer:GraderScorer",
+    "http": "reward_servers.http_client:HttpScore",
 }
 """Import path of each scorer's class, by the name users give it."""
 

@@ -7,23 +7,25 @@ from collections.abc import Callable
 import numpy as np
 
 
-def in_fixed_batches(evaluate: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, batch_size: int) -> np.ndarray:
+def in_fixed_batches(evaluate: Callable[..., np.ndarray], batch_size: int, *rows: np.ndarray) -> np.ndarray:
     """Evaluate rows in batches of exactly `batch_size`, the last one padded with zeros.
 
     Args:
-        evaluate: `[batch_size, ...]` → one answer a row.
-        rows: `[N, ...]`, at least one.
+        evaluate: one `[batch_size, ...]` for each of `rows` → one answer a row.
         batch_size: rows of a batch.
+        *rows: arrays `[N, ...]` of the same N, at least one.
 
     Returns:
         The N answers.
     """
+    count = len(rows[0])
     answers = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        batch = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
-        batch[: len(part)] = part
-        answers.append(evaluate(batch)[: len(part)])
+    for start in range(0, count, batch_size):
+        parts = [array[start : start + batch_size] for array in rows]
+        batches = [np.zeros((batch_size, *part.shape[1:]), part.dtype) for part in parts]
+        for batch, part in zip(batches, parts, strict=True):
+            batch[: len(part)] = part
+        answers.append(evaluate(*batches)[: len(parts[0])])
     return np.concatenate(answers)
 
 

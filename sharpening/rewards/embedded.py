@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sharpening.checks import ModelFolderError
 from sharpening.data.source import Batch
-from sharpening.rewards.batches import in_fixed_batches, rows_are_independent
-from sharpening.rewards.clip import EMBEDDED, ClipScorer, RewardModelError
+from sharpening.rewards.base import RewardModelError
+from sharpening.rewards.clip import EMBEDDED, ClipScorer
+from sharpening.rewards.scorer import ImageScorer
 from sharpening.shapes.assets import clip_folder, heads_folder
 from sharpening.shapes.preference_training import retrain
 from sharpening.shapes.reward_heads import RewardHead, image_features, load_heads, text_tokens
@@ -71,6 +72,8 @@ class EmbeddedScorer(FeatureReader):
     """
 
     names: ClassVar[tuple[str, ...]]
+    _score_batch = ImageScorer._score_batch  # by heads, not by ClipScorer's cosine
+    _rows_are_independent = ImageScorer._rows_are_independent
 
     def __init__(
         self,
@@ -142,22 +145,6 @@ class EmbeddedScorer(FeatureReader):
     def _compare_tensors(self, image: Tensor, text: Tensor) -> Tensor:
         rewards = self._judge(image, text)
         return (rewards * rewards.new_tensor(self.weights)[:, None]).sum(dim=0)
-
-    def _compare(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        rows = np.concatenate([image, text], axis=1).astype(np.float32)
-        return in_fixed_batches(self._compare_batch, rows, self.batch_size)
-
-    def _compare_batch(self, rows: np.ndarray) -> np.ndarray:
-        text_width = sum(head.width for head in self.heads.values())
-        with torch.inference_mode():
-            image, text = torch.from_numpy(rows).to(self._device).split([rows.shape[1] - text_width, text_width], dim=1)
-            return self._compare_tensors(image, text).double().cpu().numpy()
-
-    def _rows_are_independent(self) -> bool:
-        head = next(iter(self.heads.values()))
-        width = head.image.in_features + len(self.heads) * head.width
-        noise = np.random.default_rng(0).standard_normal((self.batch_size, width), dtype=np.float32)
-        return super()._rows_are_independent() and rows_are_independent(self._compare_batch, noise)
 
 
 class AestheticScorer(EmbeddedScorer):

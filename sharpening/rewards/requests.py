@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sharpening.rewards.base import ScoreFn, Scores
+from sharpening.rewards.base import RewardUnavailable, ScoreFn, Scores
 
 Request = tuple[np.ndarray, Sequence[str]]
 """Images uint8 `[N, H, W, 3]` and their N prompts."""
@@ -60,6 +60,8 @@ def _score_same_size(score: ScoreFn, requests: list[Request]) -> list[Scores | E
         scores = score(images, prompts)
         if len(scores.values) != len(images):
             raise RuntimeError(f"the scorer gave {len(scores.values)} scores for {len(images)} images")
+    except RewardUnavailable as error:  # the reward as a whole: asking for each by itself would take N times as long
+        return [error] * len(requests)
     except Exception as error:  # whatever a scorer raises belongs to the request that caused it
         if len(requests) == 1:
             return [error]
@@ -73,6 +75,7 @@ def _split(scores: Scores, counts: list[int]) -> list[Scores | Exception]:
     for count in counts:
         inside = range(start, start + count)
         failures = {i - start: reason for i, reason in scores.failures.items() if i in inside}
-        parts.append(Scores(scores.values[start : start + count].copy(), failures))
+        own = {name: values[start : start + count].copy() for name, values in scores.parts.items()}
+        parts.append(Scores(scores.values[start : start + count].copy(), failures, own))
         start += count
     return parts

@@ -73,7 +73,7 @@ class SearchOptions:
 
     @property
     def prediction_nfe(self) -> int:
-        """Denoiser evaluations of one prediction, as `Policy.nfe` counts them."""
+        """Denoiser evaluations that one prediction costs at most; the model itself knows (`Policy.prediction_nfe`)."""
         return 2 if self.guidance_scale > 1 else 1
 
 

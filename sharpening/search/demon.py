@@ -15,7 +15,7 @@ from sharpening.policies.base import Prediction
 from sharpening.search.base import SearchOptions, require_positive
 from sharpening.search.runs import SessionSearch, candidates_for
 from sharpening.search.session import CLEAN, Session
-from sharpening.search.sigma import karras_timesteps, sigma_of
+from sharpening.search.sigma import MOST_NOISE, karras_timesteps, sigma_of
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class DemonSearch(SessionSearch[DemonOptions]):
     def _estimate_grid(self, session: Session, t: int, level: float) -> list[int]:
         """Fewer steps as σ falls, in proportion to its place on Karras' grid."""
         ends = sigma_of(session.policy, torch.tensor([session.times[0], session.times[-2]]))
-        high, low, here = (value ** (1 / self.options.rho) for value in (*ends.tolist(), level))
+        high, low, here = (min(value, MOST_NOISE) ** (1 / self.options.rho) for value in (*ends.tolist(), level))
         return self._grid(session, t, max(math.ceil(self.options.estimate_steps * (here - low) / (high - low)), 1))
 
     def _mixture(
@@ -208,7 +208,7 @@ def exact_step(
     if beta == 0:
         return session.step(x, *times, prediction)
     sigma, sigma_next = (float(sigma_of(session.policy, t[:1])) for t in (t, t_next))
-    alpha_next = 1 / math.sqrt(1 + sigma_next**2)
+    alpha_next = float(session.policy.levels(t_next[:1])[0])
     wanted = alpha_next * sigma_next * math.sqrt(-math.expm1(-2 * beta * (sigma - sigma_next)))
     full = session.policy.moments(t, t_next, prediction, 1.0)[1].flatten()[0]
     return session.step(x, *times, prediction, wanted / float(full), z)
@@ -218,6 +218,8 @@ def heun_step(
     session: Session, x: Tensor, times: tuple[int, int], prediction: Prediction, beta: float, z: Tensor
 ) -> Float[Tensor, "row channel height width"]:
     """Heun's method for `dx = f dσ + g dw`, `f = (1 + βσ) ε̂` and `g = √(2β) σ`, in Karras' coordinates.
+
+    From pure noise, where σ is infinite, the step is the exact one.
 
     Args:
         session: the sampler; pays one more prediction a row unless the step ends at the clean end.
@@ -231,7 +233,9 @@ def heun_step(
         Latents after the step.
     """
     sigma, sigma_next = sigma_of(session.policy, torch.tensor(times)).tolist()
-    scale, scale_next = math.sqrt(1 + sigma**2), math.sqrt(1 + sigma_next**2)  # 1 / α_t
+    if math.isinf(sigma):
+        return exact_step(session, x, times, prediction, beta, z)
+    scale, scale_next = (1 / session.policy.levels(torch.tensor(times))[0]).tolist()
     dt = sigma_next - sigma
     dw = math.sqrt(-dt) * z
     f, g = (1 + beta * sigma) * prediction.eps, math.sqrt(2 * beta) * sigma

@@ -52,25 +52,25 @@ class PathOptions(SearchOptions):
 
 def renoise(
     x: Float[Tensor, "row channel height width"],
-    snr: Float[Tensor, ""],
-    snr_up: Float[Tensor, ""],
+    levels: tuple[Tensor, Tensor],
+    levels_up: tuple[Tensor, Tensor],
     z: Float[Tensor, "row channel height width"],
 ) -> Float[Tensor, "row channel height width"]:
     """The forward process from one noise level to a higher one: `x_u = (α_u/α) x + √(σ_u² − (α_u/α)² σ²) z`.
 
     Args:
         x: latents.
-        snr: their signal-to-noise ratio α²/σ²; infinite for clean ones without noise.
-        snr_up: the ratio after the step.
+        levels: their α and σ, float64.
+        levels_up: α_u and σ_u.
         z: standard normal noise.
 
     Returns:
         Noisier latents.
     """
-    alpha2, alpha2_up = (1 / (1 + 1 / ratio.double()) for ratio in (snr, snr_up))
-    share = alpha2_up / alpha2
-    deviation = ((1 - alpha2_up) - share * (1 - alpha2)).clamp(min=0).sqrt()
-    return share.sqrt().to(x) * x + deviation.to(x) * z
+    (alpha, sigma), (alpha_up, sigma_up) = levels, levels_up
+    share = alpha_up / alpha
+    deviation = (sigma_up**2 - (share * sigma) ** 2).clamp(min=0).sqrt()
+    return share.to(x) * x + deviation.to(x) * z
 
 
 class PathSearch(SessionSearch[PathOptions]):
@@ -112,9 +112,9 @@ class PathSearch(SessionSearch[PathOptions]):
     ) -> Float[Tensor, "row channel height width"]:
         copies, times = self.options.expansions, session.times
         high = max(place - self.options.forward_steps, 0)
-        levels = session.policy.snr(torch.tensor([times[place], times[high]], device=x.device))
+        here, up = (session.policy.levels(torch.tensor(times[i], device=x.device)) for i in (place, high))
         z = session.noise(kept * copies, "renoise", *counters)
-        x = renoise(x.repeat_interleave(copies, dim=0), levels[0], levels[1], z)
+        x = renoise(x.repeat_interleave(copies, dim=0), here, up, z)
         x = session.walk(x, times[high : low + 1])
         done = low == self.options.steps
         scored = session.score(x if done else session.predict(x, times[low]).x0)

@@ -87,7 +87,7 @@ class SessionSearch(ABC, Generic[OptionsT]):
             ValueError: if there is no prompt, prompts and indices differ in number, or the reward answers for another
                 number of images.
         """  # noqa: DOC502
-        smallest = self.smallest * self.options.prediction_nfe
+        smallest = self.smallest * policy.prediction_nfe(self.options.guidance_scale)
         if budget < smallest:
             raise BudgetTooSmall(budget, smallest)
         session = Session(policy, score, prompts, budget, seeds, self.options)

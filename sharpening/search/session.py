@@ -81,7 +81,8 @@ class Session:
     @property
     def left(self) -> int:
         """Predictions of one latent that each prompt can still pay for."""
-        return (self._budget - self.spent) // self.options.prediction_nfe
+        price = self.policy.prediction_nfe(self.options.guidance_scale)
+        return (self._budget - self.spent) // price
 
     # -- random numbers --------------------------------------------------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sharpening.policies.base import Policy
+
+MOST_NOISE = 80.0
+"""Noise level that Karras' grids start from at most (their σ_max). Where a model's first latent is pure noise (a flow,
+zero terminal SNR) the level is infinite, and between that and here nothing is decided."""
 
 
 def sigma_of(policy: Policy, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -19,7 +21,7 @@ def sigma_of(policy: Policy, t: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"
         t: timesteps; below 0 is the clean end.
 
     Returns:
-        float64, on t's device.
+        float64, on t's device; infinite for pure noise.
     """
     return policy.snr(t).double().rsqrt()
 
@@ -45,7 +47,7 @@ def karras_timesteps(policy: Policy, first: int, last: int, steps: int, rho: flo
 
     Args:
         policy: the model.
-        first: the noisiest timestep.
+        first: the noisiest timestep; it is taken even where its level is beyond `MOST_NOISE`.
         last: the least noisy one.
         steps: levels of the grid.
         rho: ρ.
@@ -53,8 +55,22 @@ def karras_timesteps(policy: Policy, first: int, last: int, steps: int, rho: flo
     Returns:
         Timesteps, descending; fewer than `steps` where levels are nearest to the same timestep.
     """
-    every = torch.arange(last, first + 1)
-    known = sigma_of(policy, every.to(policy.device)).cpu().log()
-    wanted = karras_sigmas(math.exp(known[-1]), math.exp(known[0]), steps, rho).log()
-    nearest = every[(known[None] - wanted[:, None]).abs().argmin(1)]
-    return nearest.unique(sorted=True).flip(0).tolist()
+    high, low = sigma_of(policy, torch.tensor([first, last], device=policy.device)).tolist()
+    if high <= MOST_NOISE:
+        wanted = karras_sigmas(high, low, steps, rho)
+    else:
+        wanted = karras_sigmas(MOST_NOISE, low, max(steps - 1, 1), rho)[: steps - 1]
+    nearest = _nearest_timesteps(policy, wanted.to(policy.device), first, last).cpu()
+    return torch.cat([nearest, torch.tensor([first])]).unique(sorted=True).flip(0).tolist()
+
+
+def _nearest_timesteps(policy: Policy, sigmas: Float[Tensor, " steps"], first: int, last: int) -> Int[Tensor, " steps"]:
+    """Bisection, as levels rise with the timestep and a flow has too many timesteps to look at all."""
+    low, high = torch.full_like(sigmas, last, dtype=torch.long), torch.full_like(sigmas, first, dtype=torch.long)
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = sigma_of(policy, middle) >= sigmas
+        low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
+    below = (high - 1).clamp(min=last)
+    nearer = sigmas / sigma_of(policy, below) <= sigma_of(policy, high) / sigmas
+    return torch.where(nearer, below, high)

@@ -5,39 +5,61 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from sharpening.shapes import assets
 from tests import runs
+from tests.openai_server import OpenAIServer, Received, Reply, marks_of, openai_server, refusal, score_of
 from tests.runs import Models, models
 
 __all__ = ["models"]  # a fixture
 
 
-def start(models: Models, folder: Path, home: Path) -> subprocess.Popen[str]:
+KEY = "sk-test-5ecret"
+
+
+def start(models: Models, folder: Path, home: Path, grader: OpenAIServer) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
     kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
     return subprocess.Popen(
         [sys.executable, str(runs.ROOT / "rayjobs" / "compare.py"), "--quick", "--methods", "standard",
          "--searches", "random", "--steps", "3", "--pretrained_model_name_or_path", str(models.pipeline),
-         "--output_dir", str(folder)],
-        cwd=runs.ROOT, env=kept | {"HOME": str(home)}, start_new_session=True, text=True,
+         "--output_dir", str(folder), "--grader_url", grader.url, "--grader_model", "judge"],
+        cwd=runs.ROOT, env=kept | {"HOME": str(home), "OPENAI_API_KEY": KEY}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
+@pytest.fixture
+def grader() -> Iterator[OpenAIServer]:
+    """An endpoint that marks images, but never those of the benchmark's first prompt."""
+    unfit = assets.benchmark()[0].prompt
+
+    def answer(request: Received) -> Reply:
+        if request.prompt == unfit:
+            return refusal(400, "unfit")
+        return Reply(json.dumps(marks_of(request.image, request.prompt)))
+
+    with openai_server() as server:
+        server.always = answer
+        yield server
+
+
 @pytest.mark.timeout(400)
-def test_a_killed_comparison_goes_on_and_reports(models: Models, tmp_path: Path) -> None:
+def test_a_killed_comparison_goes_on_and_reports(models: Models, grader: OpenAIServer, tmp_path: Path) -> None:
     folder = tmp_path / "comparison"
-    process = start(models, folder, tmp_path)
+    process = start(models, folder, tmp_path, grader)
     trained = folder / "runs" / "standard-s0" / "summary.json"
     runs.wait_for(lambda: trained.exists() or process.poll() is not None, "a trained model")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = trained.stat().st_mtime_ns
-    said = runs.finish_process(start(models, folder, tmp_path))
+    said = runs.finish_process(start(models, folder, tmp_path, grader))
     assert (folder / "report.md").is_file(), said
     assert trained.stat().st_mtime_ns == before  # it was not trained again
     summary = json.loads((folder / "summary.json").read_text())
@@ -53,3 +75,23 @@ def test_a_killed_comparison_goes_on_and_reports(models: Models, tmp_path: Path)
     report = (folder / "report.md").read_text()
     assert "python rayjobs/compare.py --quick" in report
     assert list((folder / "figures").glob("*.png"))
+    check_grades(rows, grader, report)
+    texts = [path.read_text() for path in folder.glob("*.*") if path.suffix in (".json", ".md")]
+    assert len(texts) > 2
+    assert not [text for text in [said, *texts] if KEY in text]
+
+
+def check_grades(rows: list[dict[str, Any]], grader: OpenAIServer, report: str) -> None:
+    """The main table's images were graded, each with its prompt; those that were refused are counted and said."""
+    prompts = [prompt.prompt for prompt in assets.benchmark()]
+    given = {(request.prompt, round(score_of(request.image, request.prompt), 3)) for request in grader.received}
+    main = [row for row in rows if row["guidance_scale"] == 1.0 and (row["system"] != "random" or row["nfe"] == 12)]
+    main = [row for row in main if row["steps"] == 3]
+    assert {row["system"] for row in main} == {"base", "standard", "random"}
+    ungraded = [row for row in main if row["grader"] is None]
+    assert {row["prompt"] for row in ungraded} == {0}
+    graded = [row for row in rows if row["grader"] is not None]
+    assert len(graded) + len(ungraded) == len(main)
+    assert {(prompts[row["prompt"]], round(row["grader"], 3)) for row in graded} <= given
+    assert f"- column grader: {len(ungraded)} of {len(main)} images have no grade ({len(ungraded)} rejected)" in report
+    assert "The grader is judge, asked for the images of the main table" in report

@@ -1,4 +1,4 @@
-"""The search job with real Ray and Serve: killed and started again, it goes on and finds the same."""
+"""The search job with real Ray, Serve and two rewards: killed and started again, it goes on and finds the same."""
 
 import json
 import os
@@ -13,13 +13,17 @@ import pytest
 from PIL import Image
 
 from sharpening.policies import load_policy
-from sharpening.rewards.clip import ClipScorer
+from sharpening.rewards.combined import CombinedScore, load_rewards
+from sharpening.sampling import sample
 from sharpening.search import load_search
 from sharpening.search.base import SearchSeeds
+from sharpening.seeds import noise
 from tests import runs
 from tests.runs import Models, models
 
 __all__ = ["models"]  # a fixture
+
+REWARDS = "clip:1.0,embedded-aesthetic:0.5"
 
 
 def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Popen[str]:
@@ -28,7 +32,7 @@ def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Po
     return subprocess.Popen(
         [sys.executable, str(runs.ROOT / "rayjobs" / "search.py"), "--pretrained_model_name_or_path",
          str(models.pipeline), "--search", "random", "--budget", "12", "--rollout_steps", "4", "--num_prompts", "12",
-         "--rollout_batch_size", "2", "--output_dir", str(folder), *more],
+         "--rollout_batch_size", "2", "--output_dir", str(folder), "--reward", REWARDS, *more],
         cwd=runs.ROOT, env=kept | {"HOME": str(home)}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -42,6 +46,7 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     process.communicate()
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before
+    scale = (folder / "scale.json").read_bytes()
     said = runs.finish_process(start(models, folder, tmp_path, "--num_rollout_actors", "1"))
     assert f"{len(before)} of 6 tasks were done before" in said or len(before) == 6, said
     assert all((folder / "parts" / name).read_bytes() == contents for name, contents in before.items())
@@ -52,13 +57,29 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     assert summary["nfe"] == 12 * 12  # three images of four steps each, twelve prompts
     assert summary["images_scored"] == 12 * 3
     assert summary["metrics"]["reward"]["mean"] == pytest.approx(sum(row["reward"] for row in rows) / 12)
+    assert summary["metrics"]["reward_clip"]["mean"] == pytest.approx(sum(row["reward_clip"] for row in rows) / 12)
+    # What the two rewards are compared by: forty-eight images that nobody searched for, measured once.
+    assert (folder / "scale.json").read_bytes() == scale
+    assert summary["nfe_scale"] == 48 * 4
+    scores = {name: np.array(values) for name, values in json.loads(scale)["scores"].items()}
+    policy, score = load_policy(models.pipeline), load_rewards(REWARDS)
+    assert isinstance(score, CombinedScore)
+    index, prompt = min((row["index"], row["prompt"]) for row in rows)
+    drawn = sample(policy, policy.encode([prompt]), noise(policy.latent_shape, 0, "scale", index, 0)[None], 4, 1.0)
+    alone = score(policy.decode(drawn), [prompt]).parts
+    for name, values in scores.items():
+        assert len(values) == 48
+        assert values[0] == pytest.approx(alone[name][0], rel=1e-3, abs=1e-3)
     # The same search in this process, all prompts at once: batches and actors change nothing.
     rows.sort(key=lambda row: row["index"])
     found = load_search("random", steps=4).search(
-        load_policy(models.pipeline), ClipScorer(), [row["prompt"] for row in rows], 12,
+        policy, score.beside(scores), [row["prompt"] for row in rows], 12,
         SearchSeeds(0, tuple(row["index"] for row in rows)),
     )  # fmt: skip
-    assert [row["reward"] for row in rows] == pytest.approx(list(found.rewards), abs=0.1)
+    assert [row["reward"] for row in rows] == pytest.approx(list(found.rewards), abs=0.05)
+    for row in rows:
+        z = {name: (row[f"reward_{name.replace('-', '_')}"] - v.mean()) / v.std() for name, v in scores.items()}
+        assert row["reward"] == pytest.approx(z["clip"] + 0.5 * z["embedded-aesthetic"], abs=1e-4)
     assert all(
         np.abs(np.asarray(Image.open(folder / row["image"])).astype(int) - image).max() <= 2
         for row, image in zip(rows, found.images, strict=True)
@@ -73,6 +94,8 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
         (["--prompts", "absent.txt"], "--prompts: there is no file absent.txt"),
         (["--pretrained_model_name_or_path", "nowhere"], "--pretrained_model_name_or_path: there is no folder nowhere"),
         (["--search_config", "absent.json"], "--search_config: cannot read absent.json"),
+        (["--reward", "clip:0"], "--reward: the weight of 'clip:0' must be a finite number other than 0"),
+        (["--reward", "absent.module:Mine"], "--reward: there is no module absent.module"),
         (["--budget", "3"], "--budget: 3 evaluations do not pay for one image; pass 4 or more"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,19 @@ def models(tmp_path_factory):
     clip.mkdir()
     (clip / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}))
     save_file({"w": np.zeros(4, np.float32)}, clip / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def schnell(models, tmp_path):
+    """A FLUX that knows no guidance scale."""
+    folder = tmp_path / "schnell"
+    shutil.copytree(models / "pipeline", folder)
+    (folder / "unet").rename(folder / "transformer")
+    (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": False}))
+    (folder / "vae" / "config.json").write_text(json.dumps({"sample_size": 32, "block_out_channels": [16, 32]}))
+    parts = {"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **parts}))
     return folder
 
 
@@ -91,6 +105,26 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
     ("argv", "option", "says"),
     [
         ("--reward hpsv7", "reward", "choose one of clip"),
+        ("--reward clip:0", "reward", "must be a finite number other than 0"),
+        ("--reward clip,clip", "reward", "named twice"),
+        ("--reward absent.module:Mine", "reward", "put its folder on PYTHONPATH"),
+        ("--reward clip,tests.own_rewards:colour", "reward", "'colour' is a category of the evaluation"),
+        ("--reward_combine ranks", "reward_combine", "one reward has no ranks"),
+        ("--reward_combine mean", "reward_combine", "choose one of sum, ranks"),
+        ("--reward_model clap=x", "reward_model", "this job has no reward 'clap'"),
+        (
+            "--reward embedded-aesthetic,clip --reward_model clip=/nowhere",
+            "reward_model",
+            "there is no folder /nowhere",
+        ),
+        ("--reward_config absent.yaml", "reward_config", "cannot read absent.yaml"),
+        ("--watch clip", "watch", "clip is a reward of the training"),
+        ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
+        ("--rollout_nodes rollout", "rollout_nodes", "must be a label key=value, such as role=rollout, is rollout"),
+        ("--rollout_nodes role=!rollout", "rollout_nodes", "must be a label key=value"),
+        ("--learner_nodes role=learner", "learner_nodes", "join a cluster with --ray_address, or leave it out"),
+        ("--output_dir s3://bucket/run", "output_dir", "mount storage that every node sees"),
+        ("--resume_from_checkpoint gs://bucket/run", "resume_from_checkpoint", "is an address"),
         ("--branches 1", "branches", "pass --branches 2 or more"),
         ("--branches two", "branches", "'two' is not a whole number"),
         ("--temperature -0.1", "temperature", "must be at least 0, is -0.1"),
@@ -170,6 +204,10 @@ def test_reward_model(error, models, tmp_path):
     broken = shutil.copytree(models / "clip", tmp_path / "broken")
     (broken / "open_clip_model.safetensors").unlink()
     assert error("--reward_model", broken)[0] == "reward_model"
+    (tmp_path / "rewards.json").write_text(json.dumps({"clip": {"model": str(broken)}}))
+    second = ("--reward", "embedded-verifier,clip", "--reward_model", "embedded-verifier=embedded")
+    named, line = error(*second, "--reward_config", tmp_path / "rewards.json")
+    assert (named, line.startswith("clip: ")) == ("reward_config", True)
 
 
 def test_architecture_with_a_pretrained_tag_passes(good):
@@ -362,3 +400,23 @@ def test_as_a_user_runs_it(good, tmp_path, argv, option):
     assert said[0].startswith(f"rlhf: error: --{option}: ")
     assert "rayjobs.validation" in imported
     assert not imported & {"torch", "ray", "diffusers", "transformers", "deepspeed", "open_clip"}
+
+
+def test_guidance_of_a_model_that_knows_none_is_refused(error, good, schnell):
+    model = ["--pretrained_model_name_or_path", schnell]
+    option, reason = error(*model)  # 3 is among the scales of the evaluation by default
+    assert option == "eval_guidance_scales"
+    assert "is 3" in reason
+    assert error(*model, "--guidance_scale", 2)[0] == "guidance_scale"
+    unguided = [*model, "--eval_guidance_scales", "1"]
+    assert error(*unguided, "--loss_guidance_scale", 2)[0] == "loss_guidance_scale"
+    assert validate(parse([*good, *map(str, unguided)])).resolution == 32  # by the VAE, as its transformer does not say
+
+
+def test_a_model_of_an_unknown_family_is_told_which_there_are(error, models, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(models / "pipeline", folder)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    option, reason = error("--pretrained_model_name_or_path", folder)
+    assert option == "pretrained_model_name_or_path"
+    assert all(name in reason for name in ["KandinskyPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayjobs.command_line import read
+from rayjobs.comparison.grading import grader_options
 from rayjobs.comparison.options import VARIANTS, CompareOptions
 from rayjobs.comparison.reporting import sweep_system
 from rayjobs.comparison.run import Comparison
@@ -14,6 +15,8 @@ from rayjobs.errors import OptionError
 from rayjobs.options import options_class
 from sharpening.evaluation.comparison.systems import title_of
 from sharpening.methods import METHODS
+from sharpening.rewards.grader.endpoint import MODEL
+from tests.openai_server import openai_server, refusal
 
 
 def parsed(folder: Path, *arguments: str) -> CompareOptions:
@@ -40,6 +43,8 @@ def test_defaults_are_the_whole_comparison(tmp_path: Path) -> None:
         (("--seeds",), r"--seeds: expected at least one argument"),
         (("--guidance_scales", "-1"), r"--guidance_scales: "),
         (("--sweeps", "colour"), r"--sweeps: "),
+        (("--grader_url", "judge.example"), r"--grader_url: .*not of the form http"),
+        (("--grader_model", "judge"), r"--grader_model: there is nobody to ask for it, pass --grader_url"),
         (("--metods", "rlhf"), r"did you mean --methods\?"),
     ],
 )
@@ -57,6 +62,32 @@ def test_a_folder_is_one_comparisons_and_may_grow(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(OptionError, match="holds something else"):
         Comparison(parsed(tmp_path / "other"), "")
+
+
+def test_grades_are_those_of_one_model_and_its_address_is_not_kept(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/v1"
+    options = parsed(tmp_path, "--grader_url", url)
+    assert grader_options(options.resolved()) == {"model": MODEL, "base_url": url}
+    assert grader_options(parsed(tmp_path).resolved()) is None
+    Comparison(parsed(tmp_path / "c", "--grader_url", url, "--grader_model", "judge"), "")
+    assert url not in (tmp_path / "c" / "comparison.json").read_text()
+    Comparison(parsed(tmp_path / "c", "--grader_url", "http://[::1]:9/v1", "--grader_model", "judge"), "")
+    for arguments in ((), ("--grader_url", url)):
+        with pytest.raises(OptionError, match='--grader_model: is .* but the comparison in .* has "judge"'):
+            Comparison(parsed(tmp_path / "c", *arguments), "")
+
+
+def test_a_grader_that_does_not_grade_is_found_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with openai_server() as server:
+        server.always = refusal(404, "no such model")
+        comparison = Comparison(parsed(tmp_path, "--grader_url", server.url, "--grader_model", "judge"), "")
+        with pytest.raises(OptionError, match="--grader_url: the grader at .* does not know the model judge"):
+            comparison.execute()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_options_of_methods_are_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ def test_scores_do_not_depend_on_the_batch_to_the_last_bit(compositional: Compos
 class NeighbourlyHeads(AttributeScorer):
     """A machine on which heads, but not CLIP, mix the rows of batches larger than 4."""
 
-    def _compare_batch(self, rows: np.ndarray) -> np.ndarray:
-        answers = super()._compare_batch(rows)
-        return answers + 1e-12 * rows.mean() if len(rows) > 4 else answers
+    def _score_features(self, features: torch.Tensor, text: np.ndarray) -> np.ndarray:
+        answers = super()._score_features(features, text)
+        return answers + 1e-12 * features.mean().item() if len(text) > 4 else answers
 
 
 def test_batch_size_falls_until_heads_keep_rows_apart() -> None:
@@ -161,10 +161,10 @@ def test_gradient_to_the_pixels_is_that_of_finite_differences(name: str) -> None
     scorer = load_reward(name)
     for module in (scorer._model, *getattr(scorer, "heads", {}).values()):
         module.double()  # differences of float32 scores drown in rounding
-    scorer._mean, scorer._std = scorer._mean.double(), scorer._std.double()
+    mean, std = scorer._preprocess.mean.double(), scorer._preprocess.std.double()
 
     def scores(pixels: torch.Tensor) -> torch.Tensor:
-        features = scorer._features((pixels - scorer._mean) / scorer._std)
+        features = scorer._features((pixels - mean) / std)
         text = np.stack([scorer._text(prompt) for prompt in PROMPTS])
         return scorer._compare_tensors(features, torch.from_numpy(text))
 
@@ -176,7 +176,6 @@ def test_gradient_to_the_pixels_is_that_of_finite_differences(name: str) -> None
     expected = ((high - low) / (2 * step)).numpy()
     for module in (scorer._model, *getattr(scorer, "heads", {}).values()):
         module.float()
-    scorer._mean, scorer._std = scorer._mean.float(), scorer._std.float()
     leaf = pixels.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(scorer.differentiable(leaf, PROMPTS).sum(), leaf)
     slopes = (gradient * direction).sum((1, 2, 3)).numpy()

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from reward_servers.options import RewardAppOptions
-from sharpening.rewards.base import Scores
+from sharpening.rewards.base import RewardUnavailable, Scores
 from sharpening.rewards.requests import Request, score_requests
 
 
@@ -48,6 +48,18 @@ def test_refused_request_spoils_no_other() -> None:
     assert list(answers[2].values) == [2, 3]
 
 
+def test_a_service_that_is_down_is_asked_once_and_not_for_each_request() -> None:
+    calls = []
+
+    def down(images: np.ndarray, prompts: Sequence[str]) -> Scores:
+        calls.append(len(images))
+        raise RewardUnavailable("down")
+
+    answers = score_requests(down, [request([1]), request([2, 3])])
+    assert [type(answer) for answer in answers] == [RewardUnavailable] * 2
+    assert calls == [3]
+
+
 def test_scorer_that_loses_images_is_an_error() -> None:
     (answer,) = score_requests(lambda images, prompts: Scores(np.zeros(1, np.float32)), [request([1, 2])])
     assert isinstance(answer, RuntimeError)
@@ -62,3 +74,42 @@ def test_options_are_read_from_text_and_checked() -> None:
     for wrong in ({"replicas": 2}, {"batch_size": 0}, {"max_ongoing_requests": 4}, {"num_cpus": "many"}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             RewardAppOptions.model_validate(wrong)
+
+
+def test_options_of_the_scorer_itself_are_passed_on_and_may_be_text() -> None:
+    for given in ({"weights": [1, 0]}, '{"weights": [1, 0]}'):
+        options = RewardAppOptions.model_validate({"reward": "embedded-compositional", "options": given})
+        assert options.scorer_options() == {"weights": [1, 0], "device": "cpu", "batch_size": 32}
+    for wrong, words in (("{", "no JSON object"), ("[1]", "dictionary"), ({"device": "cuda"}, "option of its own")):
+        with pytest.raises(ValidationError, match=words):
+            RewardAppOptions.model_validate({"options": wrong})
+
+
+def test_replicas_are_fixed_or_scaled_between_bounds() -> None:
+    fixed = RewardAppOptions.model_validate({"num_replicas": "3"}).deployment_options()
+    assert fixed["num_replicas"] == 3
+    assert "autoscaling_config" not in fixed
+    scaled = RewardAppOptions(num_replicas=2, max_replicas=4, max_batch_requests=16).deployment_options()
+    assert "num_replicas" not in scaled
+    assert scaled["autoscaling_config"] == {
+        "min_replicas": 1, "max_replicas": 4, "initial_replicas": 2, "target_ongoing_requests": 32,
+        "upscale_delay_s": 10.0, "downscale_delay_s": 300.0,
+    }  # fmt: skip
+    chosen = RewardAppOptions(min_replicas=3, max_replicas=4, target_ongoing_requests=7).deployment_options()
+    assert chosen["autoscaling_config"]["initial_replicas"] == 3
+    assert chosen["autoscaling_config"]["target_ongoing_requests"] == 7
+    for wrong in ({"min_replicas": 3, "max_replicas": 2}, {"min_replicas": 2}):
+        with pytest.raises(ValidationError, match="min_replicas"):
+            RewardAppOptions.model_validate(wrong)
+
+
+def test_a_replica_may_have_packages_of_its_own() -> None:
+    def environment(options: RewardAppOptions) -> dict[str, object]:
+        return options.deployment_options()["ray_actor_options"]["runtime_env"]
+
+    assert "pip" not in environment(RewardAppOptions())
+    options = RewardAppOptions.model_validate({"pip": "image-reward==1.5, transformers<5", "num_threads": 2})
+    assert environment(options)["pip"] == ["image-reward==1.5", "transformers<5"]
+    assert environment(options)["env_vars"] == {
+        "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"
+    }  # fmt: skip

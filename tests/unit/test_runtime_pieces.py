@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rayjobs import placement
 from rayjobs.command_line import parse
 from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
@@ -143,6 +144,40 @@ def test_a_learner_has_more_than_half_a_gpu_to_itself() -> None:
     assert learner > 0.5
     assert 2 * rollout + 2 * learner + reward <= 2.0
     assert cluster.reserve(options, {"CPU": 16.0, "GPU": 8.0}, gpu=True).gpus == (1.0, 1.0, 1.0)
+
+
+def node(gpus: float = 0.0, alive: bool = True, **labels: str) -> dict[str, Any]:
+    """What `ray.nodes()` tells of a node with 8 CPUs."""
+    return {"Alive": alive, "Resources": {"CPU": 8.0, "GPU": gpus}, "Labels": {"ray.io/node-id": "x", **labels}}
+
+
+def test_reservations_fit_the_groups_of_a_cluster() -> None:
+    nodes = [
+        node(8, role="rollout"),
+        node(8, role="rollout"),
+        node(8, role="learner"),
+        node(),
+        node(8, False, role="learner"),
+    ]
+    together = {"CPU": 32.0, "GPU": 24.0}
+    labels = {"rollout_nodes": "role=rollout", "learner_nodes": "role=learner"}
+    sizes = {"num_rollout_actors": 14, "reward_replicas": 2, "num_learners": 8}
+    whole = placement.reserve(RLHFOptions(**labels, **sizes), nodes, together, gpu=True)
+    assert whole.gpus == (1.0, 1.0, 1.0)
+    # Twice the actors share the GPUs of their own nodes, and take none of the learners'.
+    shared = placement.reserve(RLHFOptions(**labels, **sizes | {"num_rollout_actors": 30}), nodes, together, gpu=True)
+    assert shared.gpus == (0.5, 1.0, 0.5)
+    # Without a GPU: 16 CPUs for 16 threads, and 8 for 8 × 2.
+    cpus = placement.reserve(RLHFOptions(**labels, **sizes), nodes, together, gpu=False)
+    assert (cpus.rollout, cpus.reward, cpus.learner) == (1.0, 1.0, 1.0)
+    unlabelled = RLHFOptions(**sizes)
+    assert placement.reserve(unlabelled, nodes, together, gpu=True) == cluster.reserve(unlabelled, together, gpu=True)
+    with pytest.raises(OptionError, match="--num_learners: 16 learners need as many GPUs, and the cluster has 8"):
+        placement.reserve(RLHFOptions(**labels, **sizes | {"num_learners": 16}), nodes, together, gpu=True)
+    with pytest.raises(
+        OptionError, match=r"--learner_nodes: no node .* role=learn \(role=learner, role=rollout\); start"
+    ):
+        placement.reserve(RLHFOptions(**labels | {"learner_nodes": "role=learn"}), nodes, together, gpu=True)
 
 
 def test_a_local_ray_leaves_no_token_in_a_clean_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

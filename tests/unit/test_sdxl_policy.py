@@ -219,8 +219,8 @@ def test_unusable_folders_are_named(pipeline_folder, tmp_path):
 
     foreign = broken_copy(pipeline_folder, tmp_path / "foreign")
     index = json.loads((foreign / "model_index.json").read_text())
-    (foreign / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(ModelFolderError, match="FluxPipeline"):
+    (foreign / "model_index.json").write_text(json.dumps(index | {"_class_name": "KandinskyPipeline"}))
+    with pytest.raises(ModelFolderError, match=r"KandinskyPipeline; pass a folder of .*StableDiffusionXLPipeline"):
         load_policy(foreign)
 
     unconfigured = broken_copy(pipeline_folder, tmp_path / "unconfigured")

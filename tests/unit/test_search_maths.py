@@ -180,10 +180,14 @@ def test_a_particle_without_a_score_ends_and_all_without_one_stay():
 def test_renoising_by_hand():
     # From α² = 0.8 to α² = 0.2: a quarter of the signal's power stays, the noise's variance is 0.8 − 0.2/4.
     x, z = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 10.0)
-    found = renoise(x, torch.tensor(4.0), torch.tensor(0.25), z)
+    levels = [torch.tensor([a, 1 - a]).double().sqrt().unbind() for a in (0.8, 0.2, 1.0)]
+    found = renoise(x, levels[0], levels[1], z)
     assert float(found) == pytest.approx(2 * 0.5 + 10 * math.sqrt(0.75))
-    clean = renoise(x, torch.tensor(torch.inf), torch.tensor(0.25), z)
+    clean = renoise(x, levels[2], levels[1], z)
     assert float(clean) == pytest.approx(2 * math.sqrt(0.2) + 10 * math.sqrt(0.8))
+    # A flow from α = 0.8, σ = 0.2 to α = 0.4, σ = 0.6: half the signal stays, and 0.36 − 0.04/4 of noise is added.
+    flow = [(torch.tensor(a).double(), torch.tensor(1 - a).double()) for a in (0.8, 0.4)]
+    assert float(renoise(x, flow[0], flow[1], z)) == pytest.approx(2 * 0.5 + 10 * math.sqrt(0.35))
 
 
 def test_karras_levels_by_hand():

@@ -37,7 +37,7 @@ COLUMNS: dict[str, Column] = {
     "all": Column("all facts", "all", "overall verifier score: share of prompts of which every fact holds"),
     "aesthetic": Column("aesthetic", "aesthetic", "aesthetic score"),
     "preference": Column("preference", "preference", "preference model's score"),
-    "grader": Column("grader", "grader", "multimodal grader's mean mark"),
+    "grader": Column("grader", "grader", "multimodal grader's mean of five marks, 0 to 100", decimals=2),
 }
 """Table 1's analogue; higher is better in every column."""
 

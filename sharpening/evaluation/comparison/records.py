@@ -53,7 +53,7 @@ class ImageJudgement:
         all: whether every fact holds.
         aesthetic: aesthetic score.
         preference: preference model's score.
-        grader: multimodal grader's mean mark.
+        grader: multimodal grader's mean of five marks, 0 to 100.
     """
 
     system: str

@@ -1,0 +1,122 @@
+"""Which nodes of a cluster a run's processes may be placed on, by labels; imports neither torch nor Ray."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rayjobs.errors import OptionError
+
+if TYPE_CHECKING:
+    from rayjobs.options import JobOptions
+    from rayjobs.runtime.cluster import Reservations
+
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_NAME}={_NAME}")  # as Kubernetes has them, and Ray
+ROLLOUT, LEARNER = "rollout_nodes", "learner_nodes"
+
+
+def check_label(label: str | None) -> str | None:
+    """Refuse what is no label.
+
+    Args:
+        label: `key=value`, or `None`.
+
+    Returns:
+        The label.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if label is not None and not LABEL.fullmatch(label):
+        raise ValueError("must be a label key=value, such as role=rollout")
+    return label
+
+
+def selector(label: str | None) -> dict[str, str] | None:
+    """A label as Ray's `label_selector` takes it.
+
+    Args:
+        label: `key=value`; `None` for any node.
+
+    Returns:
+        The selector.
+    """
+    return None if label is None else dict([label.split("=")])
+
+
+def check_joins(options: "JobOptions") -> None:
+    """Refuse labels where a run starts a Ray of its own, whose one node has none.
+
+    Args:
+        options: Of a run that joins no cluster.
+
+    Raises:
+        OptionError: If one is given.
+    """
+    for name in (ROLLOUT, LEARNER):
+        if getattr(options, name) is not None:
+            raise OptionError(
+                name, "a run that starts a Ray of its own has one node, without labels",
+                "join a cluster with --ray_address, or leave it out",
+            )  # fmt: skip
+
+
+def carrying(name: str, label: str, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the nodes that carry a label have together.
+
+    Args:
+        name: The option that names the label.
+        label: `key=value`.
+        nodes: `ray.nodes()`.
+
+    Returns:
+        Resources by name.
+
+    Raises:
+        OptionError: If no node that is alive carries it.
+    """
+    key, value = label.split("=")
+    alive = [node for node in nodes if node["Alive"]]
+    found = [node for node in alive if node.get("Labels", {}).get(key) == value]
+    if not found:
+        there = sorted({f"{k}={v}" for node in alive for k, v in node.get("Labels", {}).items() if "ray.io/" not in k})
+        raise OptionError(
+            name, f"no node of the cluster carries {label} ({', '.join(there) or 'none has a label of yours'})",
+            f"start nodes with `ray start --labels {label}`, or leave it out",
+        )  # fmt: skip
+    together: dict[str, float] = {}
+    for node in found:
+        for resource, amount in node["Resources"].items():
+            together[resource] = together.get(resource, 0.0) + amount
+    return together
+
+
+def reserve(
+    options: "JobOptions", nodes: Sequence[Mapping[str, Any]], resources: dict[str, float], gpu: bool
+) -> "Reservations":
+    """Share CPUs and GPUs among the run's processes, within the nodes that each may be placed on.
+
+    Args:
+        options: The run's options.
+        nodes: `ray.nodes()`.
+        resources: `ray.cluster_resources()`.
+        gpu: Whether learners and actors run on GPUs.
+
+    Returns:
+        The reservations.
+
+    Raises:
+        OptionError: If no node carries a label, or the learners outnumber the CPUs or GPUs of their nodes.
+    """  # noqa: DOC502
+    from rayjobs.runtime import cluster
+
+    rollout = resources if options.rollout_nodes is None else carrying(ROLLOUT, options.rollout_nodes, nodes)
+    learner = resources if options.learner_nodes is None else carrying(LEARNER, options.learner_nodes, nodes)
+    if options.rollout_nodes == options.learner_nodes:  # one group, or no labels at all
+        return cluster.reserve(options, learner, gpu)
+    others = cluster.reserve(options.model_copy(update={"num_learners": 0}), rollout, gpu)
+    alone = {"num_rollout_actors": 0, "reward_replicas": 0}
+    learners = cluster.reserve(options.model_copy(update=alone), learner, gpu)
+    gpus = (others.gpus[0], learners.gpus[1], others.gpus[2])
+    return replace(others, learner=learners.learner, gpus=gpus, note=others.note or learners.note)
