@@ -65,7 +65,8 @@ def results() -> list[PromptResult]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder, with held-out looks, an alarm, faults, and a prompt that would do harm."""
-    options = RLHFOptions(max_train_steps=UPDATES, learning_rate=2e-6, eval_steps=12)
+    # Of these, resolution and eval_steps are what validation derives from the model and from --rollout_steps.
+    options = RLHFOptions(max_train_steps=UPDATES, learning_rate=2e-6, resolution=64, eval_steps=12)
     folder = RunFolder.create(tmp_path_factory.mktemp("page") / "rlhf-test", options.config())
     log = folder.metrics()
     for update in range(UPDATES):
