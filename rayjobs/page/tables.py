@@ -1,7 +1,7 @@
 """The page's tables: the headline with its intervals, prompts that gained and lost, cost, faults, versions."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -109,13 +109,13 @@ def headline(contents: Contents) -> list[Block]:
     blocks = []
     for scale in sorted({row.guidance_scale for row in rows}, key=lambda value: (value != own, value)):
         found = compare_results(rows, scale)
-        found = {**found, **_further_rewards(contents.evaluation, scale)} if found else found
-        shown = {name: c for name, c in found.items() if scale == own or name in METRICS}
+        further = _further_rewards(contents.evaluation, scale) if found else {}
+        shown = {name: c for name, c in (found | further).items() if scale == own or name in (*METRICS, *further)}
         if not shown:
             continue
         prompts = max(c.prompts for c in shown.values())
         title = f"Guidance {scale:g}{', as trained' if scale == own else ''}: {prompts} prompts"
-        blocks.append(Block(title, scale == own, _lines(shown)))
+        blocks.append(Block(title, scale == own, _lines(shown, further)))
     return blocks
 
 
@@ -134,15 +134,16 @@ def _further_rewards(rows: list[Row], scale: float) -> dict[str, Comparison]:
     return found
 
 
-def _lines(comparisons: dict[str, Comparison]) -> list[Line]:
-    """Lines whose bars share a scale where they share a unit: rewards one, shares another."""
+def _lines(comparisons: dict[str, Comparison], further: Collection[str]) -> list[Line]:
+    """Lines whose bars share a scale where they share a unit: the headline, shares, each further reward."""
+    kinds = {name: name if name in further else name.partition("_")[0] for name in comparisons}
     ends: dict[str, float] = {}
     for name, comparison in comparisons.items():
-        kind = name.partition("_")[0]
+        kind = kinds[name]
         low, high = comparison.difference.low, comparison.difference.high
         ends[kind] = max(ends.get(kind, 1e-12), abs(low), abs(high))
     ends["facts"] = ends["all"] = max(ends.get("facts", 0), ends.get("all", 0))
-    return [_line(name, comparison, ends[name.partition("_")[0]]) for name, comparison in comparisons.items()]
+    return [_line(name, comparison, ends[kinds[name]]) for name, comparison in comparisons.items()]
 
 
 def _line(name: str, comparison: Comparison, end: float) -> Line:

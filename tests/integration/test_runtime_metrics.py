@@ -40,8 +40,9 @@ class Counting:
         from rayjobs.runtime.counters import RunCounters
         from rayjobs.runtime.gauges import WATCHED, RunGauges
 
-        self._gauges, self._counters = RunGauges(run), RunCounters(run, 9)
+        self._gauges, self._counters = RunGauges(run, ("clip",)), RunCounters(run, 9)
         self._row = {name: float(number) for number, name in enumerate(WATCHED, start=1)}
+        self._row |= {"reward_clip_mean": 70.5, "held_out_reward_clip": 60.5}
 
     def count(self) -> None:
         """Two rollouts with three dropped prompts, an evaluation, an update."""
@@ -95,6 +96,8 @@ def test_prometheus_gets_every_metric_with_its_labels(local_ray: None) -> None:
     assert [of("queue_depth_tasks", state=state) for state in ("waiting", "running", "done")] == [3, 2, 1]
     assert of("peak_memory_bytes", role="rollout") == 2**20
     assert of("reward") == 1
+    assert of("rollouts_by_reward", reward="clip") == 70.5
+    assert of("held_out_by_reward", reward="clip") == 60.5
     ray.kill(counting)
 
 

@@ -21,7 +21,7 @@ GRAFANA = ROOT / "cluster" / "grafana"
 BOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "sharpening.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
-WORDS = {"sum", "by", "rate", "increase", "histogram_quantile"}
+WORDS = {"sum", "avg", "by", "rate", "increase", "histogram_quantile"}
 
 
 def metrics(expression: str) -> set[str]:
@@ -39,15 +39,29 @@ def labels(expression: str) -> set[str]:
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_the_board_asks_for_what_is_exported(expression: str) -> None:
-    known = exported()
+    known = exported() | served()
     found = metrics(expression)
     assert found
     for name in found:
         if name.startswith("ray_sharpening_"):
             assert name in known, f"{name} is exported by nobody"
-            assert labels(expression) <= set(known[name])
+            assert labels(expression) <= {*known[name], "le"}
         else:
             assert name.removesuffix("_bucket") in rays_own_boards()
+
+
+def served() -> dict[str, tuple[str, ...]]:
+    """What the rewards' replicas export: labels by name, as Prometheus has them."""
+    from ray.util.metrics import Counter, Histogram, Metric
+
+    from reward_servers.metrics import RewardMetrics
+
+    found = {}
+    for metric in vars(RewardMetrics("clip")).values():
+        if isinstance(metric, Metric):
+            end = "_total" if isinstance(metric, Counter) else "_bucket" if isinstance(metric, Histogram) else ""
+            found[f"ray_{metric.info['name']}{end}"] = tuple(metric.info["tag_keys"])
+    return found
 
 
 def rays_own_boards() -> str:

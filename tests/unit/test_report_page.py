@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -165,6 +166,22 @@ def test_the_headline_is_what_the_parquet_says(run: Path, html: str) -> None:
         expected = [before.mean(), after.mean(), gain.mean(), low, high]
         assert shown == pytest.approx(expected, abs=0.006 if column == "reward" else 0.0006)
         assert lines[name][5] == ("up" if low > 0 else "down" if high < 0 else "")
+
+
+def test_several_rewards_have_a_line_each(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    rows = [
+        replace(row, parts={"embedded-aesthetic": 5 + 0.1 * row.index * (row.phase == "after")}) for row in results()
+    ]
+    RunFolder(folder).write_evaluation(rows)
+    log = RunFolder(folder).metrics()
+    log.rewrite([row | {"reward_clip_mean": 60.0 + row["update"], "reward_aesthetic_mean": 5.0} for row in log.rows])
+    assert main([str(folder)]) == 0
+    page = Page((folder / "report.html").read_text())
+    (line,) = [row for row in page.tables["headline-1"] if row[0] == "reward embedded aesthetic"]
+    assert [number(text) for text in line[1:4]] == pytest.approx([5.0, 5.45, 0.45])
+    (chart,) = [chart for chart in json.loads(page.scripts[0]) if chart["id"] == "by_reward"]
+    assert {s["name"]: s["texts"][-1] for s in chart["series"]} == {"clip": "68.00", "aesthetic": "5.00"}
 
 
 def test_the_curves_are_what_the_parquet_says(run: Path, html: str) -> None:
