@@ -124,7 +124,7 @@ def exported() -> dict[str, tuple[str, ...]]:
     """
     from rayjobs.runtime.gauges import BY_REWARD, WATCHED
 
-    plain = {f"ray_sharpening_{name}": ("run",) for name in WATCHED}
+    plain: dict[str, tuple[str, ...]] = {f"ray_sharpening_{name}": ("run",) for name in WATCHED}
     plain |= {f"ray_sharpening_{name}": ("run", "reward") for name in BY_REWARD}
     counters = {f"ray_sharpening_{name}_total": ("run", *tags) for name, (tags, _) in COUNTERS.items()}
     return plain | counters | {f"ray_sharpening_{name}": ("run", *tags) for name, (tags, _) in GAUGES.items()}
