@@ -27,8 +27,8 @@ REMEDIES = {
 }
 NAMES = {"tasks": "the number of tasks", "network": "the head's line"}
 HEADER = (
-    "actors", "learners", "replicas", "staleness", "s/update", "updates/h", "images/s", "rollout", "reward", "learner",
-    "queue", "saturated",
+    "actors", "learners", "replicas", "staleness", "s/update", "updates/h", "images/s", "each", "rollout", "reward",
+    "learner", "network", "queue", "saturated",
 )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def describe(stages: Stages) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """The outcomes as aligned lines; the columns rollout, reward and learner are the shares in which each is idle.
+    """The outcomes as aligned lines: images a second, those of each process, and shares in which the parts are idle.
 
     Args:
         outcomes: Of simulations.
@@ -174,7 +174,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)) for row in rows]
     lines = [f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True)]
-    start = sum(widths[:7]) + 2 * 7
+    start = sum(widths[:8]) + 2 * 8
     return [" " * start + "idle share", *lines]
 
 
@@ -184,7 +184,8 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
     return (
         str(layout.actors), str(layout.learners), str(layout.reward_replicas), f"{outcome.staleness:.3g}",
         f"{outcome.seconds_per_update:.3g}", f"{3600 / outcome.seconds_per_update:.4g}",
-        f"{outcome.images_per_second:.3g}", *(f"{abs(idle[part]):.0%}" for part in ("rollout", "reward", "learner")),
+        f"{outcome.images_per_second:.4g}", f"{outcome.images_per_second / processes(layout):.3g}",
+        *(f"{abs(idle[part]):.0%}" for part in ("rollout", "reward", "learner", "network")),
         f"{outcome.reward_queue:.2g}", saturated(outcome),
     )  # fmt: skip
 
@@ -215,7 +216,7 @@ def advice(outcomes: Sequence[Outcome], best: Outcome) -> str:
     top = max(outcome.images_per_second for outcome in outcomes)
     return (
         f"{told}\nrecommended, with the fewest processes within {1 - NEAR:.0%} of the fastest "
-        f"({best.images_per_second:.3g} of {top:.3g} images/s): {flags}"
+        f"({best.images_per_second:.4g} of {top:.4g} images/s): {flags}"
     )
 
 
