@@ -20,10 +20,10 @@ DEMO_FLAGS ?= --max_train_steps 3 --prompts_per_update 8 --rollout_batch_size 4 
 	--eval_prompts 24 --eval_guidance_scales 1
 PYTEST_ARGS ?=
 
-.PHONY: help env demo demo-quick test lint format bench lock clean
+.PHONY: help env demo demo-quick test lint format bench bench-rewards lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## build .venv from requirements.lock (about 5 GB)
 
@@ -61,6 +61,9 @@ format: $(STAMP) ## mend what ruff can mend by itself
 
 bench: $(STAMP) ## measure updates: share of time by stage, Ray against one process, memory; ARGS="--quick"
 	@$(PY) rayjobs/bench.py $(ARGS)
+
+bench-rewards: $(STAMP) ## measure a reward: in process, through a handle, over HTTP; ARGS="--quick"
+	@$(PY) rayjobs/bench_rewards.py $(ARGS)
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \

@@ -11,11 +11,12 @@ standard error, the tables to standard output. Nothing else heavy should run on 
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rayjobs.options import Options, option
 
@@ -104,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"bench-rewards: {time.monotonic() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
 
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
+    signal.signal(signal.SIGTERM, interrupt)  # or the Ray that it started would stay behind
     try:
         options = read_options(list(sys.argv[1:] if argv is None else argv))
         load = os.getloadavg()[0]
@@ -115,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobError as error:
         print(f"bench-rewards: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("bench-rewards: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"bench-rewards: interrupted {error}".rstrip(), file=sys.stderr)
         return 130
     found = reward_tables.summarise(measured)
     parts = reward_tables.sections(found, options.model_dump())

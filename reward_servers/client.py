@@ -22,6 +22,11 @@ from sharpening.rewards.base import RewardMisconfigured, RewardUnavailable, Scor
 logger = logging.getLogger(__name__)
 
 
+SMALL_BYTES = 64 * 1024
+"""Images of at most so many bytes travel with the request: a reference to them would cost a fifth more of the replica's
+time for a request, and twice the caller's."""
+
+
 class _Caller:
     """Asks one application through its deployment handle, again and again until the deadline."""
 
@@ -110,9 +115,10 @@ class _Caller:
 class ServeScore(_Caller):
     """A `ScoreFn` that asks a reward application through its deployment handle, and blocks for the answer.
 
-    One call is one request, however many images it has: the images are put into the object store once and a retry
-    sends the same reference, so it gets the same scores. Scores are those of the scorer in the process, bit for bit,
-    where machine, versions and `num_threads` are equal. Not for use inside an event loop.
+    One call is one request, however many images it has: the images are put into the object store once, unless they
+    are few and small, and a retry sends the same reference, so it gets the same scores. Scores are those of the
+    scorer in the process, bit for bit, where machine, versions and `num_threads` are equal. Not for use inside an
+    event loop.
 
     A request that meets a dead replica, finds none, or takes longer than `request_timeout_s` is sent again, with
     pauses that grow from 0.1 to 2 seconds, until `deadline_s` after the call began. What the scorer itself raises
@@ -135,9 +141,9 @@ class ServeScore(_Caller):
             RewardUnavailable: if there was no answer until the deadline.
             RewardMisconfigured: at once, if the scorer says that asking again is of no use.
         """  # noqa: DOC502
-        reference = ray.put(images)
+        sent = sendable(images)
         try:
-            answer = self._answer(lambda handle: handle.score.remote(reference, list(prompts)))
+            answer = self._answer(lambda handle: handle.score.remote(sent, list(prompts)))
         except RayError as error:
             logger.warning("reward '%s' rejected %d images: %s", self.name, len(images), one_line(error))
             return all_failed(len(images), "rejected")
@@ -168,12 +174,25 @@ class ServeRewards(_Caller):
             RewardUnavailable: if the router gave no answer until the deadline.
             ValueError: if there is no such reward, or the arguments have other shapes or types.
         """  # noqa: DOC502
+        sent = sendable(images)
         # In a list: Ray would put the images themselves in the place of a bare reference, for the router to hold.
-        reference = [ray.put(images)]
+        passed_on = [sent] if isinstance(sent, ray.ObjectRef) else sent
         try:
-            return self._answer(lambda handle: handle.score.remote(reference, list(prompts), rewards))
+            return self._answer(lambda handle: handle.score.remote(passed_on, list(prompts), rewards))
         except RayError as error:
             raise ValueError(one_line(error)) from error
+
+
+def sendable(images: np.ndarray) -> np.ndarray | ray.ObjectRef:
+    """What stands for images in a request.
+
+    Args:
+        images: uint8 `[N, H, W, 3]`, RGB.
+
+    Returns:
+        A reference to them in the object store, or few and small ones themselves.
+    """
+    return ray.put(images) if images.nbytes > SMALL_BYTES else images
 
 
 def readable(answer: Any, count: int, name: str) -> Scores:

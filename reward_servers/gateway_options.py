@@ -48,7 +48,9 @@ class RouterOptions(BaseModel):
         default=300.0, gt=0, description="seconds after which a caller on the cluster learns that a reward is down"
     )
     num_replicas: int = Field(default=1, ge=1, description="replicas of the router or gateway")
-    num_cpus: float = Field(default=0.1, ge=0, description="CPUs that Ray reserves for one of them")
+    num_cpus: float = Field(
+        default=0.0, ge=0, description="CPUs that Ray reserves for one of them; none, so that rewards may have them all"
+    )
     max_ongoing_requests: int = Field(default=512, ge=1, description="requests that one of them holds")
 
     @field_validator("rewards", mode="before")

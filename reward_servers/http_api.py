@@ -137,22 +137,14 @@ class ScoreApi:
 
     async def _ask(self, asked: Asked) -> dict[str, Scores]:
         """Scores of all images. Those of one size are asked for together."""
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for number, image in enumerate(asked.images):
-            by_size.setdefault(image.shape, []).append(number)
         timeout = self._options.http_timeout_s
-        groups = [
-            self._rewards.score(
-                np.stack([asked.images[i] for i in numbers]), [asked.prompts[i] for i in numbers], asked.rewards,
-                deadline_s=timeout, wait=False,
-            )
-            for numbers in by_size.values()
-        ]  # fmt: skip
-        answers = await asyncio.gather(*groups)
-        scores = {
-            name: _in_order(list(by_size.values()), [answer[name] for answer in answers], len(asked.images))
-            for name in asked.rewards
-        }
+        asking = [
+            self._rewards.score(images, prompts, asked.rewards, deadline_s=timeout, wait=False)
+            for _, images, prompts in asked.groups
+        ]
+        answers = await asyncio.gather(*asking)
+        places = [numbers for numbers, _, _ in asked.groups]
+        scores = {name: _in_order(places, [answer[name] for answer in answers], asked.count) for name in asked.rewards}
         _refuse_if_down(scores)
         return scores
 

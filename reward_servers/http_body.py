@@ -27,13 +27,13 @@ class Asked:
     """What a request asks for.
 
     Attributes:
-        images: uint8 `[H, W, 3]` each, of any sizes.
-        prompts: one an image.
+        count: images.
+        groups: images of one size each: their places in the request, uint8 `[N, H, W, 3]`, and N prompts.
         rewards: names, each once.
     """
 
-    images: list[np.ndarray]
-    prompts: list[str]
+    count: int
+    groups: list[tuple[list[int], np.ndarray, list[str]]]
     rewards: list[str]
 
 
@@ -72,7 +72,8 @@ class BodyReader:
             files, prompts, rewards = self._form(str(header.get_param("boundary", "")), body)
         else:
             raise Refused(415, f"the body must be {JSON} or {FORM}; say so in Content-Type")
-        return Asked(read_images(files, self._limits), prompts, list(dict.fromkeys(rewards or self._rewards)))
+        images = read_images(files, self._limits)
+        return Asked(len(images), _by_size(images, prompts), list(dict.fromkeys(rewards or self._rewards)))
 
     def _json(self, body: bytes) -> tuple[list[bytes], list[str], list[str]]:
         try:
@@ -137,6 +138,15 @@ class BodyReader:
         for name in rewards:
             if name not in self._rewards:
                 raise Refused(422, f"there is no reward '{name[:40]}'; there are {one_of(self._rewards)}")
+
+
+def _by_size(images: list[np.ndarray], prompts: list[str]) -> list[tuple[list[int], np.ndarray, list[str]]]:
+    places: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        places.setdefault(image.shape, []).append(number)
+    return [
+        (numbers, np.stack([images[i] for i in numbers]), [prompts[i] for i in numbers]) for numbers in places.values()
+    ]
 
 
 def _base64(text: str, number: int) -> bytes:

@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from reward_servers.app import build_app
 from reward_servers.applications import running_replicas
-from reward_servers.client import readable
+from reward_servers.client import readable, sendable
 from reward_servers.failures import one_line, raised_by_scorer
 from reward_servers.gateway_options import RouterOptions
 from reward_servers.metrics import failure_counter
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Seconds between two looks at whether a reward has replicas, while it is waited for."""
-
-SMALL_BYTES = 64 * 1024
-"""Images of at most so many bytes travel with the request, where a reference would cost more than they do."""
 
 Target: TypeAlias = "str | DeploymentHandle"
 """A reward: the name of its application, or a handle to its deployment."""
@@ -61,7 +58,8 @@ class RewardState:
 class RewardRouter:
     """Asks rewards for callers: all of them at once, each with its own retries, so that none keeps another waiting.
 
-    The images of a call are passed on as the reference they came as; a bare array is put into the object store once.
+    The images of a call are passed on as the reference they came as; an array is put into the object store once, unless
+    it is small.
     """
 
     def __init__(self, targets: Mapping[str, Target], request_timeout_s: float, deadline_s: float) -> None:
@@ -218,9 +216,7 @@ async def _to_send(images: Any) -> Any:
         if len(images) != 1 or not isinstance(images[0], ray.ObjectRef):
             raise ValueError("images must be an array, or a list that holds one reference to it")
         return images[0]
-    if isinstance(images, np.ndarray) and images.nbytes > SMALL_BYTES:
-        return await asyncio.to_thread(ray.put, images)
-    return images
+    return await asyncio.to_thread(sendable, images) if isinstance(images, np.ndarray) else images
 
 
 def bound_targets(options: RouterOptions) -> dict[str, Any]:

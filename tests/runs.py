@@ -124,6 +124,7 @@ def shared_ray() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         import ray
@@ -243,7 +244,7 @@ def undisturbed(models: Models, local_ray: None, tmp_path_factory: pytest.TempPa
     """Folder of a run with one rollout actor and one learner, which nothing disturbed."""
     from rayjobs.runtime.driver import run
 
-    return _once("undisturbed", lambda: run(options(models, tmp_path_factory.mktemp("undisturbed") / "run")))
+    return _once("undisturbed", lambda: run(options(models, tmp_path_factory.mktemp("runs") / "undisturbed")))
 
 
 _MADE: dict[str, Any] = {}

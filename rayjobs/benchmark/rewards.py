@@ -129,7 +129,7 @@ class Server:
         return self.handle.statistics.remote().result(timeout_s=60)
 
     def by_handle(self, pictures: Pictures) -> Callable[[int, int], Awaitable[None]]:
-        """A call through the handle, which puts its images into the object store first.
+        """A call through the handle, which sends its images as `ServeScore` does.
 
         Args:
             pictures: what is scored.
@@ -137,10 +137,11 @@ class Server:
         Returns:
             A coroutine function of the call's number and its images.
         """
+        from reward_servers.client import sendable
 
         async def call(number: int, count: int) -> None:
             images, prompts = pictures.take(number, count)
-            scores = await self.handle.score.remote(ray.put(images), prompts)
+            scores = await self.handle.score.remote(sendable(images), prompts)
             assert len(scores.values) == count
             assert not scores.failures
 

@@ -9,6 +9,7 @@ run at the same time, and none needs a lock.
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayjobs.runtime.counters import RunCounters
 from rayjobs.runtime.dispatch import Dispatcher
 from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
 from sharpening.data.prompts import Stream
+from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
 from sharpening.rewards.mix import Mix
 from sharpening.rewards.statistics import Statistics, before
 
+REFRESH_S = 5.0  # Ray exports every 10 seconds what was set since the last time
 SUPERSEDED = Stop(BROKEN, "a newer learner group took over")
 
 
@@ -70,7 +74,7 @@ class Coordinator:
 
     def __init__(self, spec: CoordinatorSpec) -> None:
         self._spec = spec
-        self._state = RunState()
+        self._state = RunState(EventLog(Path(spec.run_folder)).add)
         self._versions = Versions(spec.staleness)
         self._stream: Stream | None = None
         self._hand_over = HandOver(
@@ -85,6 +89,9 @@ class Coordinator:
         self._cost = self._folder.read_cost()
         self._gauges = RunGauges(spec.run, spec.mix.names if spec.mix else (), spec.watched)
         self._known: tuple[int, Statistics] | None = None  # the newest version's, which many tasks ask for
+        self._counters = RunCounters(spec.run, spec.updates)
+        self._shown: dict[str, Any] = {}  # newest numbers of all gauges
+        self._refreshed = time.monotonic()
         self._attempt = 0
         self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
@@ -141,9 +148,10 @@ class Coordinator:
         if self._attempt > 1:
             self._state.restarts["learner"] += 1
             again = f"; {self._updates_done - version} updates are made again" if self._updates_done > version else ""
-            self._state.say(f"the learner group lost a rank and was restarted at update {version}{again}")
+            said = f"the learner group lost a rank and was restarted at update {version}{again}"
+            self._state.say(said, "restart", role="learner", update=version)
         elif version:
-            self._state.say(f"resumed at update {version}")
+            self._state.say(f"resumed at update {version}", "resume", update=version)
         self._updates_done = version
         base: dict[int, Any] = {0: None} if version <= self._spec.staleness else {}
         for number, buffer in sorted((base | weights).items()):
@@ -229,7 +237,7 @@ class Coordinator:
         self._cost.add_seconds({f"rank_{stage}": spent for stage, spent in made.seconds.items()})
         self._cost.add_images(made.images_scored)
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in made.metrics.items())
-        self._state.say(f"update {update} begins a round: {told}")
+        self._state.say(f"update {update} begins a round: {told}", "round", update=update)
         return made.state
 
     async def finish(self, attempt: int, update: int, row: dict[str, Any], weights: np.ndarray) -> Stop | None:
@@ -263,12 +271,23 @@ class Coordinator:
         merged |= {} if level is None else {"reward_level": level}
         self._account_learner(row)
         written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
-        self._gauges.set(merged)
+        self._show(merged)
+        self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
-        for slot, reason in [entry for summary in summaries for entry in summary.dropped]:
-            self._state.say(f"update {update}: slot {slot} was dropped ({reason}) and refilled")
+        self._tell_dropped(update, [entry for summary in summaries for entry in summary.dropped])
         await self._state.notify()
         return None if written else self._state.stop
+
+    def _tell_dropped(self, update: int, dropped: list[tuple[int, str]]) -> None:
+        """One line an update, however many prompts it lost."""
+        if not dropped:
+            return
+        told = ", ".join(f"slot {slot}: {reason}" for slot, reason in dropped)
+        self._state.say(
+            f"update {update}: {len(dropped)} prompts could not be scored ({told}) and were replaced; if it goes on, "
+            "the reward's log says why (dashboard: Serve)",
+            "dropped", update=update, reasons=dict(Counter(reason for _, reason in dropped)),
+        )  # fmt: skip
 
     async def rows(self) -> list[dict]:
         """Metrics of all updates made so far, one row an update."""
@@ -288,7 +307,10 @@ class Coordinator:
         Returns:
             One result a task, in order; a stop if the run ends before.
         """
-        return await self._dispatcher.ask(method, tasks, self._versions.newest if version is None else version, phase)
+        found = await self._dispatcher.ask(method, tasks, self._versions.newest if version is None else version, phase)
+        if not isinstance(found, Stop):
+            self._counters.asked(method, found)
+        return found
 
     async def stop(self, kind: str, reason: str) -> None:
         """End the run: no further update will complete. The first reason counts.
@@ -300,13 +322,14 @@ class Coordinator:
         self._state.end(kind, reason)
         await self._state.notify()
 
-    async def note(self, event: str) -> None:
+    async def note(self, event: str, kind: str = "reward") -> None:
         """Something that the run's log should tell.
 
         Args:
             event: One sentence.
+            kind: What it is about: the reward's replicas, unless it says otherwise.
         """
-        self._state.say(event)
+        self._state.say(event, kind)
 
     async def show(self, numbers: dict[str, Any]) -> None:
         """Numbers for the run's gauges that no update brings.
@@ -314,7 +337,19 @@ class Coordinator:
         Args:
             numbers: By the gauge's name.
         """
-        self._gauges.set(numbers)
+        self._show(numbers)
+
+    def _show(self, numbers: dict[str, Any]) -> None:
+        self._shown |= numbers
+        self._gauges.set(self._shown)
+
+    def _refresh(self) -> None:
+        """Show the queue, and every few seconds all gauges again: Ray drops a gauge that is not set anew."""
+        self._counters.queue(self._hand_over.depth())
+        if time.monotonic() - self._refreshed > REFRESH_S:
+            self._refreshed = time.monotonic()
+            self._gauges.set(self._shown)
+            self._counters.refresh()
 
     async def status(self, events_seen: int = 0) -> dict[str, Any]:
         """What the driver shows.
@@ -327,6 +362,7 @@ class Coordinator:
             `pid`.
         """
         progress = self._state.progress
+        self._refresh()
         return {
             "events": self._state.events[events_seen:], "phase": progress.phase, "done": progress.done,
             "total": progress.total, "row": progress.row, "stop": self._state.stop,
@@ -358,6 +394,7 @@ class Coordinator:
 
     def _account_rollout(self, summary: Summary) -> None:
         """Count what a rollout cost, also one that comes too late to be learnt from."""
+        self._counters.rollout(summary)
         for stage, evaluations in summary.nfe.items():
             self._cost.add_nfe(stage, evaluations)
         self._cost.add_seconds(summary.seconds)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
 from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
 from rayjobs.runtime.state import BROKEN, FAILED_SHARE, REWARD, Progress, RunState, Stop, last_line
@@ -16,6 +16,9 @@ from sharpening.rewards.statistics import Statistics
 from sharpening.slots import TooManyFailures
 
 logger = logging.getLogger(__name__)
+
+REVIVE_POLL_S = 0.5  # seconds between two calls to an actor that is being restarted
+DEATHS = 3  # answers in a row that say an actor is gone for good, before it is believed
 
 
 @dataclass
@@ -138,7 +141,7 @@ class Dispatcher:
             summary: Summary = await answer
             self._account(summary)
             for note in summary.notes:
-                self._state.say(note)
+                self._state.say(note, "reward")
             try:
                 self._hand_over.deliver(job.task, experience, summary)
             except TooManyFailures as error:
@@ -156,18 +159,20 @@ class Dispatcher:
     async def _revive(self, name: str, actor: Any) -> bool:
         """Wait until a dead actor is back; whether it is."""
         self._state.restarts["rollout"] += 1
-        self._state.say(f"{name} died; its task goes to the next idle actor, and Ray restarts it")
+        self._state.say(
+            f"{name} died; its task goes to the next idle actor, and Ray restarts it", "restart", role="rollout"
+        )
         try:
-            # Ray itself retries this call until the restarted process answers.
-            pid = (await actor.describe.options(max_task_retries=-1).remote())["pid"]
+            pid = await _answer(actor)
         except ActorDiedError as error:
             self.actors -= 1
-            self._state.say(f"{name} does not come back: {last_line(error)}")
+            left = f"the run goes on with {self.actors} of its actors; the node's log says why it died"
+            self._state.say(f"{name} does not come back ({last_line(error)}); {left}", "lost", role="rollout")
             if not self.actors:
                 self._state.end(BROKEN, f"every rollout actor died: {last_line(error)}")
                 await self._state.notify()
             return False
-        self._state.say(f"{name} is back as process {pid}")
+        self._state.say(f"{name} is back as process {pid}", "back", role="rollout")
         return True
 
     def _refuse(self, error: RayTaskError) -> None:
@@ -178,3 +183,18 @@ class Dispatcher:
         else:
             logger.error("a rollout actor failed", exc_info=error)
             self._state.end(BROKEN, f"a rollout actor failed: {type(cause).__name__}: {last_line(cause)}")
+
+
+async def _answer(actor: Any) -> int:
+    """Process id of a dead actor once it is back. Ray would retry by itself, with a line in the job's log each time."""
+    deaths = 0
+    while True:
+        try:
+            return int((await actor.describe.options(max_task_retries=0).remote())["pid"])
+        except ActorUnavailableError:
+            deaths = 0
+        except ActorDiedError:  # also of a call that was on its way when the actor died again
+            deaths += 1
+            if deaths == DEATHS:
+                raise
+        await asyncio.sleep(REVIVE_POLL_S)

@@ -19,6 +19,7 @@ from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
+from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
@@ -76,6 +77,7 @@ class Run:
             JobError: If the run had to stop.
         """
         with ExitStack() as stack:
+            stack.callback(self._write_page)
             stack.callback(self.progress.close)
             stack.enter_context(self._signals())
             try:
@@ -202,9 +204,11 @@ class Run:
                 parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
+                write_look(self.folder, parts, self.options.guidance_scale, self.options.seed)
+                self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
                 if alarm:
-                    self.progress.say(f"ALARM: {alarm}")
+                    self.coordinator.note.remote(alarm, "alarm")
 
     def _check(self, training: launch.Training) -> None:
         """Raise why training ended early, if it did."""
@@ -215,6 +219,16 @@ class Run:
             raise self._stopped(f"the learner group failed for good: {last_line(training.error)}") from training.error
         if status["updates_done"] < self.options.max_train_steps:
             raise self._stopped(f"the learner group ended after {status['updates_done']} updates")
+
+    def _write_page(self) -> None:
+        """The page that explains the run, however it ended. What else is in the folder does not hang on it."""
+        from rayjobs.page import PAGE, write_page
+
+        try:
+            write_page(self.folder.path, self.folder.path / PAGE)
+        except Exception as error:
+            how = f"python rayjobs/report.py {shlex.quote(str(self.folder.path))}"
+            self.progress.say(f"{PAGE} was not written ({last_line(error)}); make it with {how}")
 
     # -- ending early --------------------------------------------------------------------------------------------
 

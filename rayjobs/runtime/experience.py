@@ -120,6 +120,21 @@ class _Update:
     complete: bool = False
 
 
+@dataclass(frozen=True)
+class Depth:
+    """How many rollout tasks are in which state.
+
+    Attributes:
+        waiting: Cut, and not yet with an actor.
+        running: With an actor.
+        done: Made, and not yet learnt from.
+    """
+
+    waiting: int
+    running: int
+    done: int
+
+
 class HandOver:
     """Decides which tasks run when, and which groups each learner rank gets.
 
@@ -294,6 +309,11 @@ class HandOver:
             One a task, refills included.
         """
         return [summary for _, summary in sorted_results(self._open[update].results)]
+
+    def depth(self) -> Depth:
+        """How full the hand-over is."""
+        states = self._open.values()
+        return Depth(*(sum(len(getattr(s, name)) for s in states) for name in ("waiting", "running", "results")))
 
     def consume(self, update: int) -> None:
         """An update was learnt from: let go of its experience.

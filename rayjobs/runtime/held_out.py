@@ -6,6 +6,7 @@ from typing import Any
 
 from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, plan
+from rayjobs.runtime.look_grids import GRID
 from rayjobs.runtime.report import EVALUATION_BATCH, verified
 from sharpening.evaluation.comparison.alarm import Checkpoint, Finding, watch
 from sharpening.evaluation.files import row_columns, write_parquet
@@ -37,7 +38,7 @@ class HeldOut:
 
             chosen = choose(assets.validation_benchmark(), options.validation_prompts)
             steps = options.eval_steps or options.rollout_steps
-            self.tasks = plan(chosen, (options.guidance_scale,), steps, EVALUATION_BATCH, 0, verified(options))
+            self.tasks = plan(chosen, (options.guidance_scale,), steps, EVALUATION_BATCH, GRID, verified(options))
 
     def due(self, updates: int) -> bool:
         """Whether it is time to look.
@@ -79,6 +80,13 @@ class HeldOut:
             return ""
         self._alarmed = True
         return finding.sentence
+
+    def told(self) -> str:
+        """The newest look in one line, for the run's log."""
+        newest = self._rows[-1]
+        found = {"reward": (newest["reward"], 2), "facts": (newest["facts"], 3)}
+        numbers = [f"{name} {value:.{digits}f}" for name, (value, digits) in found.items() if value is not None]
+        return f"held-out prompts after update {newest['update']}: {', '.join(numbers) or 'none could be scored'}"
 
     def gauges(self) -> Row:
         """The newest look under the names of `rayjobs.runtime.gauges`."""

@@ -7,6 +7,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 PAUSE = 5.0  # least seconds between two lines of a log
+BRIEF = ("validating",)  # phases that only a moving line shows: what they find gets a line of its own
 
 
 class ProgressLine:
@@ -53,7 +54,7 @@ class ProgressLine:
         self._shown = (phase, done)
         if self._moving:
             self._show_bar(phase, done, total, status["row"])
-        elif done == total or time.monotonic() - self._printed >= PAUSE:
+        elif phase not in BRIEF and (done == total or time.monotonic() - self._printed >= PAUSE):
             self._printed = time.monotonic()
             self.say(f"{phase} {done}/{total}{self._left(done, total)}{describe(phase, status['row'])}")
 

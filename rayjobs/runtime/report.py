@@ -72,11 +72,11 @@ class Report:
         self._marks[phase] = marks
         captions = [first[i].prompt for i in images]
         grid = sample_grid(np.stack(list(images.values())), captions, marks, title)
-        self._folder.write_image(f"samples_{phase}.png", grid)
+        self._folder.write_image(f"samples_{phase}.png", grid, captions)
         if phase == "after" and "before" in self._pictures:  # a resumed run has only the numbers of before
             old, new = (np.stack(list(self._pictures[side].values())) for side in ("before", "after"))
             grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
-            self._folder.write_image("samples_compared.png", grid)
+            self._folder.write_image("samples_compared.png", grid, captions)
 
     def headline(self, part: EvaluationPart) -> list[float | None]:
         """What a task's reward is for each prompt: several rewards on the scale of the base model's evaluation.

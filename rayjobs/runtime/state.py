@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,9 @@ class Progress:
 class RunState:
     """State of one run, changed on one event loop only.
 
+    Args:
+        keep: Given every event's text, kind and facts, to keep it on disk.
+
     Attributes:
         stop: Why the run ends early, once it does.
         events: What happened, a line each.
@@ -54,21 +58,26 @@ class RunState:
         changed: Notified whenever something that others wait for may have changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[..., None] | None = None) -> None:
+        self._keep = keep
         self.stop: Stop | None = None
         self.events: list[str] = []
         self.restarts = {"rollout": 0, "learner": 0}
         self.progress = Progress()
         self.changed = asyncio.Condition()
 
-    def say(self, text: str) -> None:
-        """Note an event for the driver's log, and in this actor's own.
+    def say(self, text: str, kind: str = "note", **facts: Any) -> None:
+        """Note an event for the driver's log, in this actor's own, and in the run folder.
 
         Args:
             text: One line.
+            kind: What it is about, one word.
+            **facts: Further fields for programs.
         """
         logger.warning(text)
         self.events.append(text)
+        if self._keep is not None:
+            self._keep(text, kind, **facts)
 
     def end(self, kind: str, reason: str) -> None:
         """End the run; the first reason counts.
@@ -79,7 +88,7 @@ class RunState:
         """
         if self.stop is None:
             self.stop = Stop(kind, reason)
-            self.say(f"stopping: {reason}")
+            self.say(f"stopping: {reason}", "stop", why=kind)
 
     async def notify(self) -> None:
         """Wake everyone who waits for a change."""

@@ -121,18 +121,24 @@ class RunFolder:
         path = self.path / COST
         return CostAccount.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else CostAccount()
 
-    def write_image(self, name: str, image: Image) -> Path:
+    def write_image(self, name: str, image: Image, captions: Sequence[str] = ()) -> Path:
         """Write a PNG.
 
         Args:
             name: file name, such as `samples_before.png`.
             image: a PIL image.
+            captions: what its parts show, in order; kept as text in the file ("Description", a line each).
 
         Returns:
             The file.
         """
+        from PIL.PngImagePlugin import PngInfo
+
+        text = PngInfo()
+        if captions:
+            text.add_itxt("Description", "\n".join(" ".join(caption.split()) for caption in captions))
         buffer = BytesIO()
-        image.save(buffer, format="PNG")
+        image.save(buffer, format="PNG", pnginfo=text)
         write_bytes(self.path / name, buffer.getvalue())
         return self.path / name
 

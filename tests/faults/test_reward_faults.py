@@ -2,27 +2,18 @@
 
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import ray
 
-from rayjobs.rewards import load_in_process, reward_plans
-from rayjobs.runtime import checkpoints
+from rayjobs.rewards import reward_plans
 from rayjobs.runtime.driver import run
-from rayjobs.runtime.experience import HandOver, Summary, rollout_row
 from rayjobs.runtime.rewards import app_options
-from sharpening.data.prompts import Stream
-from sharpening.data.source import PromptSource
-from sharpening.methods.base import Seeds
-from sharpening.methods.rlhf import RLHFSharpening
-from sharpening.policies import load_policy
-from sharpening.rewards.combined import CombinedScore
-from sharpening.rewards.statistics import before
 from tests import runs
+from tests.again import again
 from tests.runs import Models, local_ray, models
 
 __all__ = ["local_ray", "models"]  # fixtures
@@ -66,10 +57,15 @@ def test_a_reward_that_fails_and_one_that_is_gone_cost_prompts_and_time(
     # Every update again, from the weights that its rollouts had: the same prompts are dropped, for the same reason, and
     # every number of the row is the same bit for bit, whoever rolled it out and whatever was away meanwhile.
     found = runs.curve(folder)
-    dropped = re.findall(r"update (\d+): slot (\d+) was dropped \((.*?)\) and refilled", said)
+    dropped = [
+        (update, *entry)
+        for update, told in re.findall(r"update (\d+): \d+ prompts could not be scored \((.*?)\) and were", said)
+        for entry in re.findall(r"slot (\d+): ([^,]+)", told)
+    ]
     expected_dropped: list[tuple[str, str, str]] = []
     rows: list[dict[str, Any]] = []
-    for update, row in enumerate(again(options, models, folder)):
+    fresh = ray.remote(again).options(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    for update, row in enumerate(ray.get(fresh.remote(options, models, folder))):
         rows.append(row)
         expected_dropped += [(str(update), str(slot), reason) for slot, reason in row.pop("slots")]
         told = found[update]
@@ -81,49 +77,6 @@ def test_a_reward_that_fails_and_one_that_is_gone_cost_prompts_and_time(
     assert dropped == expected_dropped
     assert sum(told["images_scored"] - told["reward_Patchy_count"] for told in found) > 0
     assert 0 < len(dropped) < 0.5 * 4 * runs.UPDATES
-
-
-def again(options: Any, models: Models, folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run's rollouts, made in this process with the checkpoints' weights; `slots`: what was dropped."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        score = load_in_process(reward_plans(options), options.mix)
-        assert isinstance(score, CombinedScore)
-        policy, source = load_policy(models.pipeline), PromptSource(runs.PROMPTS)
-        method = RLHFSharpening(options.method_options())
-        reference = policy.frozen_copy()
-        stream = Stream(len(source), options.seed, options.prompts_per_update)
-        rows: list[dict[str, Any]] = []
-        for update in range(runs.UPDATES):
-            if update:
-                path = checkpoints.path_for(folder / "checkpoints", update) / "engine" / "mp_rank_00_model_states.pt"
-                state = torch.load(path, weights_only=False)["module"]
-                prefix = "denoiser."
-                policy.load_trainable_state({n.removeprefix(prefix): v for n, v in state.items() if prefix in n[:9]})
-            hand_over = HandOver(
-                stream.index, options.prompts_per_update, options.rollout_batch_size, 0, options.max_train_steps,
-                options.max_failed_share,
-            )  # fmt: skip
-            hand_over.begin(update, 0)
-            while (task := hand_over.take(lambda version: True)) is not None and task.update == update:
-                own = score.scaled_by(before(rows, update, score.mix.names))
-                batch, seeds = source.batch(task.items), Seeds(options.seed, update, task.slots)
-                rolled = replace(method.collect(policy, reference, own, batch, seeds), version=update)
-                summary = Summary(
-                    len(rolled.prompts), rolled.groups, rolled.dropped, rolled.path_rewards.numpy(), {}, {}, {},
-                    rolled.images_scored, scored=own.seen,
-                )  # fmt: skip
-                hand_over.deliver(task, rolled, summary)
-            summaries = hand_over.summaries(update)
-            row = {"update": update, **rollout_row(summaries, 1)}
-            level = score.mix.level(row, rows[0] if rows else row)
-            slots = [entry for summary in summaries for entry in summary.dropped]
-            rows.append(row | {"reward_level": level, "slots": slots})
-            del rows[-1]["nfe"]
-        return [dict(row) for row in rows]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_the_images_that_are_no_number_are_about_one_in_twenty() -> None:

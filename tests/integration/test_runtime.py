@@ -22,7 +22,15 @@ __all__ = ["local_ray", "models", "undisturbed"]  # fixtures
 
 def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
     runs.check_whole(undisturbed)
-    for name in ("config.json", "versions.json", "cost.json", "summary.json", "metrics.parquet", "reward_curve.png"):
+    for name in (
+        "config.json",
+        "versions.json",
+        "cost.json",
+        "summary.json",
+        "metrics.parquet",
+        "reward_curve.png",
+        "report.html",
+    ):
         assert (undisturbed / name).stat().st_size > 0
     rows = runs.curve(undisturbed)
     assert [row["version"] for row in rows] == list(range(runs.UPDATES))

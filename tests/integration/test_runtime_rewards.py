@@ -46,9 +46,10 @@ def test_two_rewards_leave_the_plain_loops_curve(
     finally:
         torch.set_num_threads(threads)
     stems = [f"reward_{name}_{what}" for name in ("clip", "Brightness") for what in ("count", "mean", "std")]
-    # Update 0 draws from the pretrained model in both, and a later one differs by what AdamW and DeepSpeed's do.
+    # Update 0 draws from the pretrained model in both, but a pixel may round otherwise in a process that computed other
+    # things before; a later one differs by what AdamW and DeepSpeed's do.
     for name in ("reward", "reward_level", *stems):
-        assert found[0][name] == pytest.approx(expected[0][name], rel=1e-6, abs=1e-6), name
+        assert found[0][name] == pytest.approx(expected[0][name], rel=1e-4, abs=1e-4), name
     for name in ("loss", "reward", "reward_level", *stems):
         assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=2e-3, abs=2e-3), name
     # A checkpoint has what later rollouts are standardised by.

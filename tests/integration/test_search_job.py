@@ -41,8 +41,11 @@ def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Po
 def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "search"
     process = start(models, folder, tmp_path, "--num_rollout_actors", "1")
-    runs.wait_for(lambda: len(list((folder / "parts").glob("*.json"))) >= 2 or process.poll() is not None, "two tasks")
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        parts = folder / "parts"
+        runs.wait_for(lambda: len(list(parts.glob("*.json"))) >= 2 or process.poll() is not None, "two tasks")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before

@@ -143,7 +143,7 @@ def job_options(pipeline_folder, tmp_path):
 def test_jobs_go_through_lines_of_json(job_options, tmp_path, monkeypatch):
     from rayjobs.benchmark import worker
 
-    monkeypatch.setattr(worker, "load_reward", lambda name, **options: red)
+    monkeypatch.setattr(worker, "load_in_process", lambda plans, mix, **options: red)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     file = tmp_path / "experience.pt"
     jobs = [

@@ -180,8 +180,7 @@ def test_wrong_options_are_named(arguments, option):
     assert caught.value.option == option
 
 
-def test_quick_is_a_small_job_unless_told_otherwise(pipeline_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("rayjobs.validation.check_reward_model", lambda options: None)
+def test_quick_is_a_small_job_unless_told_otherwise(pipeline_folder):
     model = ["--pretrained_model_name_or_path", str(pipeline_folder), "--use_gpu", "no"]
     plan, options = bench.read_options(["--quick", "--turns", "3", *model])
     assert (plan.turns, plan.updates) == (3, bench.QUICK["updates"])

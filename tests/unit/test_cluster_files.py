@@ -446,11 +446,8 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
 def test_no_secret_and_no_host_is_in_the_files(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"AKIA|ghp_|hf_[A-Za-z]{20}|BEGIN [A-Z ]*PRIVATE KEY|auth_token: [0-9a-f]{16}", text)
-    addresses = set(re.findall(r"\w+://[^\s\"']*", text)) - {
-        "http://127.0.0.1:8265",
-        "http://127.0.0.1:$DASHBOARD_PORT",
-    }
-    assert addresses == set()
+    addresses = re.findall(r"\w+://[^\s\"']*", text)
+    assert [address for address in addresses if not address.startswith("http://127.0.0.1:")] == []
 
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix in (".sh", ".sbatch")], ids=name_of)

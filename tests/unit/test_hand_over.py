@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Share, Summary, rollout_row
+from rayjobs.runtime.experience import Depth, HandOver, RolloutTask, Share, Summary, rollout_row
 from sharpening.slots import TooManyFailures
 
 K = 2  # groups a prompt
@@ -163,3 +163,16 @@ def test_a_result_that_comes_twice_counts_once() -> None:
     first, second = take_all(hand_over, {0})
     results: list[Any] = [hand_over.deliver(task, "e", summary(task)) for task in (first, first, second)]
     assert results == [False, False, True]
+
+
+def test_depth_counts_tasks_by_state() -> None:
+    hand_over = make(staleness=1)
+    assert hand_over.depth() == Depth(0, 0, 0)
+    first = hand_over.take({0}.__contains__)
+    assert first is not None
+    assert hand_over.depth() == Depth(1, 1, 0)
+    for task in [first, *take_all(hand_over, {0})]:
+        hand_over.deliver(task, "e", summary(task))
+    assert hand_over.depth() == Depth(0, 0, 4)
+    hand_over.consume(0)
+    assert hand_over.depth() == Depth(0, 0, 2)

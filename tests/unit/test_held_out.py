@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.evaluation import EvaluationPart
 from rayjobs.runtime.gauges import WATCHED
 from rayjobs.runtime.held_out import HeldOut
+from rayjobs.runtime.look_grids import GRID, write_look
 from sharpening.evaluation.run_folder import VALIDATION, RunFolder
 from sharpening.shapes import assets
 
@@ -52,6 +55,7 @@ def test_the_alarm_is_raised_once_when_only_the_reward_rises(tmp_path: Path) -> 
     assert RunFolder(tmp_path).validation() == pq.read_table(tmp_path / VALIDATION).to_pylist()
     assert held_out.gauges() == {"held_out_reward": 60.0, "held_out_facts": pytest.approx(0.2), "alarm": 1.0}
     assert set(held_out.gauges()) <= set(WATCHED)
+    assert held_out.told() == "held-out prompts after update 30: reward 60.00, facts 0.200"
     assert table["alarm"][0] is False
     assert table["alarm"][-1] is True
 
@@ -67,3 +71,32 @@ def test_updates_that_are_made_again_replace_their_looks(tmp_path: Path) -> None
     for version in (1, 3, 5, 3):
         held_out.take(parts(held_out, version, 5), {"reward": 1.0})
     assert pq.read_table(tmp_path / VALIDATION)["update"].to_pylist() == [1, 3]
+
+
+def test_a_looks_grid_holds_its_images_their_prompts_and_marks(tmp_path: Path) -> None:
+    held_out = looker(tmp_path)
+    kept = [index for task in held_out.tasks for index in sorted(task.keep)]
+    assert 2 <= len(kept) <= GRID
+    found = parts(held_out, 7, 5)
+    for part in found:
+        part.images = {i: np.full((64, 64, 3), 40 + i % 100, np.uint8) for i in part.task.keep}
+    write_look(RunFolder(tmp_path), found, 1.0, 0)
+    with Image.open(tmp_path / "samples_000007.png") as grid:
+        assert grid.width < 1000
+        prompts = {i: p.prompt for task in held_out.tasks for i, p in zip(task.indices, task.prompts, strict=True)}
+        assert grid.text["Description"].splitlines() == [prompts[i] for i in kept]
+        pixels = np.asarray(grid)
+    for i in kept:  # each image is there, enlarged
+        assert (pixels == 40 + i % 100).all(-1).sum() >= 100 * 100
+    write_look(RunFolder(tmp_path / "none"), parts(held_out, 9, 5), 1.0, 0)  # nothing kept, nothing written
+    assert not (tmp_path / "none").exists()
+
+
+def test_large_images_are_made_small_for_a_look(tmp_path: Path) -> None:
+    held_out = looker(tmp_path)
+    found = parts(held_out, 1, 5)
+    for part in found:
+        part.images = {i: np.zeros((1024, 512, 3), np.uint8) for i in part.task.keep}
+    write_look(RunFolder(tmp_path), found, 1.0, 0)
+    with Image.open(tmp_path / "samples_000001.png") as grid:
+        assert grid.width < 800

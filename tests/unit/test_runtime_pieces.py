@@ -118,6 +118,15 @@ def test_a_log_gets_events_at_once_and_lines_now_and_then() -> None:
     ]
 
 
+def test_looks_at_held_out_prompts_get_one_line_and_not_one_a_task() -> None:
+    log = io.StringIO()
+    line = ProgressLine("rlhf", log)
+    line.show(status(1))
+    line.show(status(4, "validating"))
+    line.say("held-out prompts after update 1: reward 59.10")
+    assert len(log.getvalue().splitlines()) == 2
+
+
 def test_reservations_fit_the_cluster() -> None:
     options = RLHFOptions(num_rollout_actors=2, rollout_threads=1, num_learners=1, learner_threads=2, reward_threads=1)
     roomy = cluster.reserve(options, {"CPU": 8.0}, gpu=False)
