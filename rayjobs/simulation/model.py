@@ -16,6 +16,7 @@ import numpy as np
 from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
 from rayjobs.runtime.weights import Versions
 from rayjobs.simulation.events import Clock, Line, Station, Then
+from rayjobs.simulation.routing import MEMORY_S, Handle
 from rayjobs.simulation.stages import Layout, Stages, scaled
 
 ACTOR_STATES = ("compute", "reward", "queue", "weights", "hand_over")
@@ -70,6 +71,7 @@ class _Actor:
     """One rollout actor."""
 
     node: int
+    handle: Handle
     version: int = 0
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTOR_STATES, 0.0))
 
@@ -105,7 +107,11 @@ class _Run:
         self._coordinator = Station(self._clock, 1)
         self._head = Line(self._clock, layout.bandwidth)
         per_node = layout.actors_per_node or layout.actors
-        self._actors = [_Actor(node=index // per_node) for index in range(layout.actors)]
+        memory = MEMORY_S if layout.routing == "remembered" else 0.0
+        self._actors = [
+            _Actor(index // per_node, Handle(self._clock, self._replicas, self._random, memory))
+            for index in range(layout.actors)
+        ]
         self._idle = deque(self._actors)
         self._arriving: dict[tuple[int, int], list[Then] | None] = {}  # (node, version): who waits; None: it is there
         self._learner = dict.fromkeys(LEARNER_STATES, 0.0)
@@ -223,9 +229,12 @@ class _Run:
 
         def drawn() -> None:
             actor.spent["compute"] += before
-            self._replica().serve(scoring, scored)
+            place = actor.handle.choose()
+            self._replicas[place].serve(scoring, partial(scored, place))
+            actor.handle.sent(place)
 
-        def scored(waited: float) -> None:
+        def scored(place: int, waited: float) -> None:
+            actor.handle.done(place)
             actor.spent["queue"] += waited
             actor.spent["reward"] += scoring
             self._clock.after(after, done)
@@ -235,15 +244,6 @@ class _Run:
             self._deliver(actor, task)
 
         self._clock.after(before, drawn)
-
-    def _replica(self) -> Station:
-        """The replica that a task's images go to."""
-        if len(self._replicas) == 1:
-            return self._replicas[0]
-        if self._layout.routing == "random":
-            return self._replicas[self._random.integers(len(self._replicas))]
-        first, second = self._random.choice(len(self._replicas), 2, replace=False)
-        return min((self._replicas[first], self._replicas[second]), key=lambda replica: replica.present)
 
     def _factor(self) -> float:
         """How much longer than the mean a task takes: gamma-distributed."""

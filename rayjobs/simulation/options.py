@@ -59,10 +59,10 @@ class CapacityOptions(Options):
         "waits for a remote service", shown="1, or the file's", ge=1,
     )  # fmt: skip
 
-    routing: Literal["random", "shorter"] | None = option(
+    routing: Literal["remembered", "asked"] | None = option(
         None, "layout", "-",
-        "how actors choose a replica: at random, as Serve's handles do for actors with one request at a time, or the "
-        "shorter queue of two", shown="random, or the file's",
+        "which queue lengths actors choose a replica by: those that Serve's handles remember, or, with "
+        "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S=0, those that replicas tell", shown="remembered, or the file's",
     )  # fmt: skip
 
     actors_per_node: int | None = option(

@@ -63,8 +63,9 @@ class Layout:
         rollout_batch_size: Prompts in a rollout task.
         reward_concurrency: Tasks that a replica works on at a time, none slower for it: 1 for a scorer on a device,
             more for one that waits for a remote service.
-        routing: How an actor chooses a replica: "random", as Serve's handles do for actors with one request at a time
-            (they look at queue lengths that each actor remembers by itself), or the "shorter" queue of two.
+        routing: How an actor chooses a replica, always the shorter queue of two: "remembered", as Serve's handles do by
+            default, by the lengths that each one remembers of its own requests; or "asked", with
+            RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S=0, by the lengths that replicas tell.
         actors_per_node: Actors that share one copy of the weights; 0 when all are on the head's node.
         learners_per_node: Ranks that exchange gradients without the network.
         bandwidth: Bytes a second of a node's line.
@@ -79,7 +80,7 @@ class Layout:
     prompts_per_update: int
     rollout_batch_size: int
     reward_concurrency: int = 1
-    routing: Literal["random", "shorter"] = "random"
+    routing: Literal["remembered", "asked"] = "remembered"
     actors_per_node: int = 0
     learners_per_node: int = 8
     bandwidth: float = math.inf

@@ -13,6 +13,7 @@ from rayjobs import capacity
 from rayjobs.simulation.calibration import of_rows
 from rayjobs.simulation.events import Clock, Line, Station
 from rayjobs.simulation.model import Outcome, simulate
+from rayjobs.simulation.routing import Handle
 from rayjobs.simulation.stages import Layout, Stages, scaled
 
 STAGES = Stages(
@@ -141,17 +142,50 @@ def test_a_replica_that_scores_several_at_a_time_is_as_many_replicas_with_one_qu
     assert alone.actor["queue"] * 6 * alone.seconds_per_update == pytest.approx(4 * (1 + 2 + 3 + 4 + 5))
 
 
-def test_replicas_chosen_at_random_collide_as_often_as_chance_says() -> None:
-    """Two actors, in step; where both choose the same of R replicas, one waits for the whole of the other's images."""
-    stages, updates = replace(STAGES, reward=4.0), 400
-    for replicas in (2, 4):
-        layout = replace(LAYOUT, actors=2, prompts_per_update=8, reward_replicas=replicas, reward_concurrency=1)
-        scaled_learner = 2.0 * 8 / 24 + 0.25 + 0.125
-        free = TASK + 3.75 + scaled_learner
-        shorter = simulate(stages, replace(layout, routing="shorter"), updates)
-        assert shorter.seconds_per_update == pytest.approx(free)
-        random = simulate(stages, layout, updates)
-        assert random.seconds_per_update == pytest.approx(free + 4.0 / replicas, rel=0.05)
+class Pairs:
+    """Draws pairs that a test names, in place of a random generator."""
+
+    def __init__(self, *pairs: tuple[int, int]) -> None:
+        self._pairs = list(pairs)
+
+    def choice(self, many: int, size: int, replace: bool) -> tuple[int, int]:
+        return self._pairs.pop(0)
+
+
+def test_a_handle_chooses_as_serves_router_does() -> None:
+    clock = Clock()
+    replicas = [Station(clock, 1) for _ in range(3)]
+    replicas[0].serve(100.0, lambda waited: None)  # somebody else's
+    handle = Handle(clock, replicas, Pairs((0, 1), (1, 2), (0, 1), (0, 2), (2, 1), (0, 1)), memory=10.0)  # type: ignore[arg-type]
+    assert handle.choose() == 1  # both are asked: 1 and 0
+    replicas[1].serve(1.0, lambda waited: None)
+    handle.sent(1)  # remembers 1 of it
+    assert handle.choose() == 1  # it knows 1's length and does not wait for 2's answer, which is 0
+    assert handle.choose() == 0  # 1 against 1: the first one drawn
+    assert handle.choose() == 2
+    handle.done(1)  # 0 again
+    assert handle.choose() == 2  # 0 against 0
+    clock.after(11.0, lambda: None)
+    clock.run(lambda: clock.now >= 11.0)
+    assert handle.choose() == 1  # all forgotten and asked again
+
+
+def test_actors_avoid_one_another_while_they_remember() -> None:
+    """Two actors and two replicas; where both choose the same, one waits for all of the other's images."""
+    layout = replace(LAYOUT, actors=2, prompts_per_update=8, reward_replicas=2, reward_concurrency=1)
+    learner = 2.0 * 8 / 24 + 0.25 + 0.125
+
+    def seconds(reward: float, **changes: Any) -> float:
+        return simulate(replace(STAGES, reward=reward, spread=0.01), replace(layout, **changes), 200).seconds_per_update
+
+    free = TASK - 0.25 + 1.5 + learner
+    assert seconds(1.5, routing="asked") == pytest.approx(free, rel=0.01)
+    assert free < seconds(1.5) < free + 0.5 * 1.5  # in step, they meet now and then
+    assert seconds(1.5, staleness=1) == pytest.approx(TASK - 0.25 + 1.5, rel=0.02)  # out of step, hardly ever
+    # A replica that is not used for ten seconds is forgotten, and a handle prefers the one that it knows: both stay.
+    free = TASK - 0.25 + 5.0 + learner
+    assert seconds(5.0, routing="asked") == pytest.approx(free, rel=0.01)
+    assert seconds(5.0) == pytest.approx(free + 5.0, rel=0.02)
 
 
 def test_weights_reach_nodes_over_the_heads_line() -> None:
