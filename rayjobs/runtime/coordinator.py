@@ -200,10 +200,8 @@ class Coordinator:
             return
         again = self._hand_over.lose(update, experiences)
         if again:
-            told = (
-                "1 task was lost with its node and is" if again == 1 else f"{again} tasks was lost with its node and is"
-            )
-            self._state.say(f"update {update}: the experience of {told} made again")
+            tasks = "1 task" if again == 1 else f"{again} tasks"
+            self._state.say(f"update {update}: the experience of {tasks} was lost with its node and is made again")
             await self._state.notify()
 
     async def begin_round(self, attempt: int, update: int, slots: tuple[int, ...], state: bytes) -> bytes | Stop:
