@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from tenacity import RetryCallState
 
+from reward_servers.answers import readable
 from reward_servers.failures import one_line, raised_by_scorer
 from reward_servers.patience import NoAnswer, Patience
 from sharpening.rewards.base import RewardMisconfigured, RewardUnavailable, Scores, all_failed
@@ -193,21 +194,3 @@ def sendable(images: np.ndarray) -> np.ndarray | ray.ObjectRef:
         A reference to them in the object store, or few and small ones themselves.
     """
     return ray.put(images) if images.nbytes > SMALL_BYTES else images
-
-
-def readable(answer: Any, count: int, name: str) -> Scores:
-    """Scores out of what a reward answered.
-
-    Args:
-        answer: what came back.
-        count: images that were sent.
-        name: of the reward, for the log.
-
-    Returns:
-        The answer, if it has a score or a failure for every image; otherwise "unreadable answer" for all of them.
-    """
-    if isinstance(answer, Scores) and np.shape(answer.values) == (count,):
-        missing = np.flatnonzero(~np.isfinite(answer.values))
-        return Scores(answer.values, {**{int(i): "not finite" for i in missing}, **answer.failures})
-    logger.warning("reward '%s' gave an unreadable answer for %d images", name, count)
-    return all_failed(count, "unreadable answer")

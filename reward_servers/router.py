@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +18,16 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from reward_servers.answers import readable
 from reward_servers.app import build_app
 from reward_servers.applications import running_replicas
-from reward_servers.client import readable, sendable
+from reward_servers.client import sendable
 from reward_servers.failures import one_line, raised_by_scorer
 from reward_servers.gateway_options import RouterOptions
+from reward_servers.gathering import GATHERED_BYTES, Gathering
 from reward_servers.metrics import failure_counter
 from reward_servers.patience import NoAnswer, Patience
 from sharpening.rewards.base import FailureReason, Scores, all_failed
@@ -58,8 +61,8 @@ class RewardState:
 class RewardRouter:
     """Asks rewards for callers: all of them at once, each with its own retries, so that none keeps another waiting.
 
-    The images of a call are passed on as the reference they came as; an array is put into the object store once, unless
-    it is small.
+    The images of a call are passed on as the reference they came as. A large array is put into the object store once
+    for all rewards; small ones of several callers are gathered into requests of a reward's batch.
     """
 
     def __init__(self, targets: Mapping[str, Target], request_timeout_s: float, deadline_s: float) -> None:
@@ -73,6 +76,7 @@ class RewardRouter:
         self._targets = dict(targets)
         self._request_timeout_s, self._deadline_s = request_timeout_s, deadline_s
         self._handles: dict[str, DeploymentHandle] = {}
+        self._gatherings = {name: self._gathering(name) for name in targets}
         self._failures = {name: failure_counter(name) for name in targets}
         self._looks: dict[str, tuple[float, asyncio.Task[int]]] = {}
 
@@ -148,8 +152,9 @@ class RewardRouter:
     async def _ask(self, name: str, images: Any, prompts: list[str], patience: Patience, wait: bool) -> Any:
         timeout_s = patience.timeout()
         try:
-            handle = await self._handle(name)
-            return await self._watched(name, handle.score.remote(images, prompts), timeout_s, wait)
+            gathered = isinstance(images, np.ndarray) and images.nbytes <= GATHERED_BYTES
+            send = self._gatherings[name].score if gathered else partial(self._send, name)
+            return await self._watched(name, asyncio.ensure_future(send(images, prompts)), timeout_s, wait)
         except (RayError, RayServeException, NoAnswer) as error:
             if isinstance(error, RayError) and raised_by_scorer(error):
                 raise
@@ -159,9 +164,25 @@ class RewardRouter:
                 raise _Stop(failed.reason) from error
             raise failed from error
 
-    async def _watched(self, name: str, response: DeploymentResponse, timeout_s: float, wait: bool) -> Any:
+    def _gathering(self, name: str) -> Gathering:
+        def refused(error: BaseException) -> bool:
+            return isinstance(error, RayError) and raised_by_scorer(error)
+
+        return Gathering(name, partial(self._send, name), refused)
+
+    async def _send(self, name: str, images: Any, prompts: list[str]) -> Any:
+        """One request to the reward, and its answer."""
+        handle = await self._handle(name)
+        sent = await asyncio.to_thread(sendable, images) if isinstance(images, np.ndarray) else images
+        response = handle.score.remote(sent, prompts)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    async def _watched(self, name: str, answer: asyncio.Future[Any], timeout_s: float, wait: bool) -> Any:
         """An answer, or the reason to wait no longer."""
-        answer = asyncio.ensure_future(response)
         end = time.monotonic() + timeout_s
         try:
             while (rest := end - time.monotonic()) > 0:
@@ -174,9 +195,7 @@ class RewardRouter:
                     raise NoReplica("it has no running replica")
             raise NoAnswer(f"no answer within {timeout_s:.3g} s", timed_out=True)
         finally:
-            if not answer.done():
-                response.cancel()
-                answer.cancel()
+            answer.cancel()
 
     async def _handle(self, name: str) -> DeploymentHandle:
         target = self._targets[name]
@@ -216,7 +235,8 @@ async def _to_send(images: Any) -> Any:
         if len(images) != 1 or not isinstance(images[0], ray.ObjectRef):
             raise ValueError("images must be an array, or a list that holds one reference to it")
         return images[0]
-    return await asyncio.to_thread(sendable, images) if isinstance(images, np.ndarray) else images
+    large = isinstance(images, np.ndarray) and images.nbytes > GATHERED_BYTES
+    return await asyncio.to_thread(ray.put, images) if large else images
 
 
 def bound_targets(options: RouterOptions) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def _throughput(found: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) 
         f"Reward `{options['reward']}` with {options['reward_replicas']} replica of {options['reward_threads']} "
         f"thread, forward passes of {options['batch_size']} images; pictures of 64 × 64 pixels. In process: one "
         "process with as many threads that scores the images of all callers in one call, so nobody waits and little "
-        "is padding. Handle: a call puts its images into the object store and passes the reference, but a single one "
-        "travels with the request, as `ServeScore` has it. HTTP: PNG, "
+        "is padding. Handle: calls of the process are gathered as the router gathers them, and images go into the "
+        "object store, of which the request has the reference (64 KiB and less travel with it). HTTP: PNG, "
         f"base64 in JSON. Medians over {options['turns']} turns of {options['seconds']:g} s; ratios are taken turn by "
         "turn."
     )

@@ -129,7 +129,7 @@ class Server:
         return self.handle.statistics.remote().result(timeout_s=60)
 
     def by_handle(self, pictures: Pictures) -> Callable[[int, int], Awaitable[None]]:
-        """A call through the handle, which sends its images as `ServeScore` does.
+        """A call through the handle, gathered as the router does it, images by reference.
 
         Args:
             pictures: what is scored.
@@ -138,10 +138,15 @@ class Server:
             A coroutine function of the call's number and its images.
         """
         from reward_servers.client import sendable
+        from reward_servers.gathering import Gathering
+
+        async def ask(images: np.ndarray, prompts: list[str]) -> Any:
+            return await self.handle.score.remote(sendable(images), prompts)
+
+        gathering = Gathering(APP, ask, lambda error: False, self.options.max_batch_images)
 
         async def call(number: int, count: int) -> None:
-            images, prompts = pictures.take(number, count)
-            scores = await self.handle.score.remote(sendable(images), prompts)
+            scores = await gathering.score(*pictures.take(number, count))
             assert len(scores.values) == count
             assert not scores.failures
 

@@ -66,11 +66,20 @@ def _score_same_size(score: ScoreFn, requests: list[Request]) -> list[Scores | E
         if len(requests) == 1:
             return [error]
         return [answer for request in requests for answer in _score_same_size(score, [request])]
-    return _split(scores, [len(images) for images, _ in requests])
+    return [*split_scores(scores, [len(images) for images, _ in requests])]
 
 
-def _split(scores: Scores, counts: list[int]) -> list[Scores | Exception]:
-    parts: list[Scores | Exception] = []
+def split_scores(scores: Scores, counts: Sequence[int]) -> list[Scores]:
+    """Scores of several requests that were scored together, apart again.
+
+    Args:
+        scores: of all their images, in order.
+        counts: images of each.
+
+    Returns:
+        Scores of each.
+    """
+    parts: list[Scores] = []
     start = 0
     for count in counts:
         inside = range(start, start + count)
