@@ -67,7 +67,7 @@ bench-rewards: $(STAMP) ## measure a reward: in process, through a handle, over 
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-		--extra ray --extra grader --extra dev --no-header --no-annotate -o requirements.lock pyproject.toml
+		--extra ray --extra grader --extra datasets --extra trackers --extra docs --extra dev --no-header --no-annotate -o requirements.lock pyproject.toml
 
 clean: ## remove caches and .venv; runs stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
