@@ -83,6 +83,12 @@ class JobOptions(RewardOptions):
         "prompts that may fail to score before the run stops", resume=False, ge=0, lt=1,
     )  # fmt: skip
 
+    served_rewards: str | None = option(
+        None, "reward", "application",
+        "ask rewards that the cluster serves already instead of starting any: the application of that name, or with "
+        "several rewards NAME-<reward> of each", shown="starts its own", resume=False,
+    )  # fmt: skip
+
     watch: str = option(
         "", "reward", "name, name, …", "rewards that are only watched: asked about held-out prompts, never in training",
         shown="none", resume=False,

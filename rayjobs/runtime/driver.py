@@ -19,6 +19,7 @@ from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
+from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
@@ -137,6 +138,8 @@ class Run:
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
+        if plan.joins_rewards and plan.scores:
+            check_joined(plan.apps, plan.rewards, connection.owned)
         for note in (reserved.note, launch.compiler_note(device)):
             if note:
                 self.progress.say(note)

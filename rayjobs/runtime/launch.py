@@ -60,7 +60,12 @@ class Plan:
     @property
     def apps(self) -> dict[str, str]:
         """Names of the rewards' applications on Serve, by the reward's name."""
-        return app_names(self.name, self.rewards, self.options.mix)
+        return app_names(self.options.served_rewards or f"reward-{self.name}", self.rewards, self.options.mix)
+
+    @property
+    def joins_rewards(self) -> bool:
+        """Whether the rewards are served already, by somebody else, and outlive the run."""
+        return self.options.served_rewards is not None
 
     @property
     def scores(self) -> bool:
