@@ -22,7 +22,9 @@ from sharpening.rewards.terms import Term, parse_names
 __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
 
 RANK = "rank"
-PLACES = ("output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes")
+PLACES = (
+    "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
+)  # fmt: skip
 """Options that say where a run is."""
 TRAINING = TrainingOptions()
 GROUPS = {

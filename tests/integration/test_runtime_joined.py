@@ -17,7 +17,10 @@ __all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
     [
         ({"served_rewards": "absent"}, r"no reward application 'absent' answers on this cluster"),
         ({"reward_model": None}, r"'served' serves clip with model /\S+/clip, and this run names its own"),
-        ({"reward": "embedded-aesthetic", "reward_model": None}, r"serves embedded-aesthetic with reward clip, and this run names embedded-aesthetic"),
+        (
+            {"reward": "embedded-aesthetic", "reward_model": None},
+            r"serves embedded-aesthetic with reward clip, and this run names embedded-aesthetic",
+        ),
     ],
 )
 def test_a_reward_that_is_not_the_one_named_is_refused(
