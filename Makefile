@@ -69,9 +69,9 @@ docs: $(STAMP) ## build the documentation as a site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 	@echo "build/site/index.html"
 
-audit: $(STAMP) ## look the locked packages up among known vulnerabilities (asks an advisory service)
+audit: $(STAMP) ## look the installed packages up among known vulnerabilities, on PyPI
 	@# One platform's packages: what the lock has for others is not installed here.
-	@$(VENV)/bin/pip-audit --progress-spinner off --skip-editable
+	@$(VENV)/bin/pip-audit --strict --progress-spinner off --skip-editable
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
