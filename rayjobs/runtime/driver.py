@@ -19,12 +19,14 @@ from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
-from rayjobs.runtime.look_grids import write_look
+from rayjobs.runtime.look_grids import look_name, write_look
 from rayjobs.runtime.progress import ProgressLine
+from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
 from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
+from rayjobs.tracking import Trackers, open_trackers
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,11 +34,12 @@ POLL = 0.5  # seconds between two looks at the run
 GRACE = 120.0  # seconds that an interrupted learner has to finish its update and write a checkpoint
 
 
-def run(options: JobOptions) -> Path:
+def run(options: JobOptions, asked: JobOptions | None = None) -> Path:
     """Run a fine-tuning job from start to end.
 
     Args:
         options: Validated options.
+        asked: The options as they were asked for, before anything was derived, for the model card's command.
 
     Returns:
         The run folder.
@@ -46,7 +49,7 @@ def run(options: JobOptions) -> Path:
         OptionError: If the cluster or the folder does not fit the options.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint was written.
     """  # noqa: DOC502
-    return Run(options).execute()
+    return Run(options, asked).execute()
 
 
 class Run:
@@ -54,15 +57,18 @@ class Run:
 
     Args:
         options: Validated options.
+        asked: As for `run`.
     """
 
-    def __init__(self, options: JobOptions) -> None:
-        self.options = options
+    def __init__(self, options: JobOptions, asked: JobOptions | None = None) -> None:
+        self.options, self.asked = options, asked or options
         self.started = time.monotonic()
         self.progress = ProgressLine(options.method)
         self.folder = open_folder(options)
         self.coordinator: Any = None
         self.training: launch.Training | None = None
+        self.trackers = Trackers([], self.progress.say)
+        self._completed = False
         self._interrupts = 0
         self._events = 0
 
@@ -79,6 +85,7 @@ class Run:
         with ExitStack() as stack:
             stack.callback(self._write_page)
             stack.callback(self.progress.close)
+            stack.callback(self._close_trackers)
             stack.enter_context(self._signals())
             try:
                 self._execute(stack)
@@ -97,6 +104,7 @@ class Run:
 
     def _execute(self, stack: ExitStack) -> None:
         self.progress.say(f"run folder {self.folder.path}")
+        self.trackers = open_trackers(self.options, self.folder, self.progress.say)
         namespace = f"sharpening-{self.folder.path.name}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
         stack.callback(connection.close)
@@ -112,14 +120,20 @@ class Run:
             self._rank(report)
         if before is not None:
             report.take("before", self._await(before))
+            self.trackers.sample(self.folder.path / "samples_before.png", 0)
         self._watch(self.training, report)
         self._check(self.training)
         if report.tasks:
             after = self.coordinator.ask.remote("evaluate", report.tasks, None, "evaluating after")
             report.take("after", self._await(after))
+            for name in ("samples_after.png", "samples_compared.png"):
+                self.trackers.sample(self.folder.path / name, self.options.max_train_steps)
         saved = self.coordinator.ask.remote("save", [str(self.folder.pipeline.resolve())], None, "saving the pipeline")
         self._await(saved)
         table = report.finish(self._status()["updates_done"], time.monotonic() - self.started)
+        self.trackers.results(self.folder.path)
+        self._completed = True
+        publish(self.folder, self.options, self.asked, self.progress.say)
         self.progress.close()
         print(
             f"\n{table}\n\nrun folder: {self.folder.path}" if table else f"run folder: {self.folder.path}", flush=True
@@ -173,6 +187,8 @@ class Run:
             self._heed_second_interrupt()
         try:
             status = ray.get(reference)
+            if self.trackers and status["updates_done"] > self.trackers.updates:
+                self.trackers.rows(ray.get(self.coordinator.rows.remote(self.trackers.updates)))
         except ray.exceptions.RayActorError as error:
             raise self._stopped(f"the coordinator actor died: {last_line(error)}") from error
         self._events += len(status["events"])
@@ -204,7 +220,8 @@ class Run:
                 parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
-                write_look(self.folder, parts, self.options.guidance_scale, self.options.seed)
+                write_look(self.folder, parts, self.options.guidance_scale, self.options.seed, report.headline)
+                self.trackers.look(held_out.newest, self.folder.path / look_name(held_out.newest["update"]))
                 self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
                 if alarm:
@@ -229,6 +246,9 @@ class Run:
         except Exception as error:
             how = f"python rayjobs/report.py {shlex.quote(str(self.folder.path))}"
             self.progress.say(f"{PAGE} was not written ({last_line(error)}); make it with {how}")
+
+    def _close_trackers(self) -> None:
+        self.trackers.close(self._completed)
 
     # -- ending early --------------------------------------------------------------------------------------------
 
