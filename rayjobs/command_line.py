@@ -93,8 +93,8 @@ def build_parser(model: type[Options], program: str, methods: Sequence[str] = ()
     if issubclass(model, RewardOptions):
         parser.add_argument("--base_url", help=argparse.SUPPRESS)  # the public code's; see `settle_reward`
     groups["output"].add_argument(
-        "--config", metavar="FILE", help="options from a JSON, YAML or TOML file, such as a run's config.json; flags win "
-        "[unit: file | default: none | paper: -]",
+        "--config", metavar="FILE", help="options from a JSON, YAML or TOML file, such as a run's config.json; flags "
+        "win [unit: file | default: none | paper: -]",
     )  # fmt: skip
     return parser
 

@@ -35,6 +35,14 @@ REFUSED: dict[str, tuple[str, str]] = {
         "a key on a command line can be read by everybody on the machine and would end up in files",
         "leave it out and set OPENAI_API_KEY in the environment",
     ),
+    "variant": (
+        "training starts from the weights as published, and a half-precision variant holds them rounded",
+        "leave it out; --mixed_precision says what is computed in",
+    ),
+    "cache_dir": (
+        "downloads of models and data are kept in one place for every process on a node",
+        "leave it out and set HF_HOME in the environment",
+    ),
     "num_train_epochs": (NO_EPOCHS, "pass --max_train_steps"),
     "validation_epochs": (NO_EPOCHS, "pass --validation_steps, in updates"),
     "validation_prompt": (

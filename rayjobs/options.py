@@ -57,6 +57,9 @@ class JobOptions(RewardOptions):
     pretrained_model_name_or_path: str = option(
         EMBEDDED, "model", "folder or hub id", "diffusers pipeline to start from, which is also the reference", "θ_ref"
     )
+    revision: str | None = option(
+        None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
+    )
     resolution: int | None = option(
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
     )

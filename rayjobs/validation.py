@@ -231,6 +231,8 @@ def check_model(options: JobOptions) -> int | None:
         folder = local_folder(name, value)
     if folder is None:
         return options.resolution
+    if options.revision is not None:
+        raise OptionError("revision", "only models on the hub have revisions", "leave it out, or pass a hub id")
     try:
         family_of(folder)
     except checks.ModelFolderError as error:

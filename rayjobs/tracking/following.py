@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.options import JobOptions
-from rayjobs.tracking.base import Tracker, TrackedRun
+from rayjobs.tracking.base import TrackedRun, Tracker
 from rayjobs.tracking.worker import Worker, warning
 from sharpening.evaluation.results import COLUMNS, result_numbers, result_rows
 from sharpening.evaluation.run_folder import SUMMARY, RunFolder

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rayjobs.tracking.base import Tracker, TrackedRun
+from rayjobs.tracking.base import TrackedRun, Tracker
 from rayjobs.tracking.secrets import scrub
 from sharpening.evaluation.files import write_json
 
@@ -67,7 +67,7 @@ class Worker(threading.Thread):
         super().__init__(name=f"tracker-{name}", daemon=True)
         self._make, self._path, self._say = make, path, say
         self.place = Place.read(path)
-        self._run = replace(run, identity=self.place.identity)
+        self._tracked = replace(run, identity=self.place.identity)
         self._tracker_name = name
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self.failed = False
@@ -85,7 +85,7 @@ class Worker(threading.Thread):
         """Start the tracker and do what it is given."""
         try:
             tracker = self._make()
-            self.place.identity = tracker.start(self._run)
+            self.place.identity = tracker.start(self._tracked)
             self._keep()
             self._say(f"{self._tracker_name}: {scrub(tracker.where())}")
             while (call := self._calls.get()) is not None:

@@ -22,6 +22,11 @@ FAMILY_TAGS = {
 }
 LICENSE = ("license", "license_name", "license_link")
 INDEX = "model_index.json"
+HEAD = ("| metric | before | after | difference | 95 % interval |", "|---|--:|--:|--:|--:|")
+LEGEND = (
+    "facts: share of a prompt's facts that hold; all: share of prompts of which every fact holds. Intervals are of the "
+    "mean difference, on the same prompts and noise."
+)
 
 
 @dataclass(frozen=True)
@@ -128,15 +133,13 @@ def measured(summary: dict[str, Any], reward: str) -> list[EvalResult]:
 
 def _license(base: str | None) -> dict[str, str]:
     """The licence that the base model's own card states; nothing where it states none."""
-    readme = Path(base).expanduser() / "README.md" if base else None
-    if base is None or readme is None:
+    if base is None:
         return {}
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
-    if not readme.is_file() and not Path(base).expanduser().exists():
-        cached = try_to_load_from_cache(base, "README.md")
-        readme = Path(cached) if isinstance(cached, str) else readme
-    if not readme.is_file():
+    folder = Path(base).expanduser()
+    readme = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(base, "README.md")
+    if not isinstance(readme, (str, Path)) or not Path(readme).is_file():
         return {}
     stated = ModelCard.load(readme).data.to_dict()
     return {name: stated[name] for name in LICENSE if name in stated}
@@ -183,17 +186,19 @@ def _usage(card: Card, lora: str | None) -> str:
 def _tables(summary: dict[str, Any], reward: str) -> str:
     """A table a guidance scale."""
     blocks: dict[str, list[str]] = {}
-    for scale, prompts, name, before, after, gap, low, high in result_rows(summary):
-        digits = 3 if max(abs(before), abs(after)) <= 1.5 else 2
-        numbers = (
-            f"{before:.{digits}f} | {after:.{digits}f} | {gap:+.{digits}f} | [{low:+.{digits}f}, {high:+.{digits}f}]"
-        )
-        head = f"Guidance {scale}: {prompts:g} held-out prompts\n\n| metric | before | after | difference | 95 % interval |\n|---|--:|--:|--:|--:|"
-        blocks.setdefault(str(scale), [head]).append(f"| {str(name).replace('_', ' ')} | {numbers} |")
-    if not blocks:
-        return ""
-    legend = f"reward: `{reward}`; facts: share of a prompt's facts that hold; all: share of prompts of which every fact holds. Intervals are of the mean difference on the same prompts and noise."
-    return "\n\n".join(["\n".join(block) for block in blocks.values()] + [legend])
+    for scale, prompts, name, *numbers in result_rows(summary):
+        block = blocks.setdefault(str(scale), [f"Guidance {scale}: {prompts:g} held-out prompts\n", *HEAD])
+        block.append(f"| {str(name).replace('_', ' ')} | {_cells(*map(float, numbers))} |")
+    return "\n\n".join(
+        ["\n".join(block) for block in blocks.values()] + [f"reward: `{reward}`; {LEGEND}"] * bool(blocks)
+    )
+
+
+def _cells(before: float, after: float, gap: float, low: float, high: float) -> str:
+    """A metric's cells; shares need three decimals, scores of tens or hundreds two."""
+    digits = 3 if max(abs(before), abs(after)) <= 1.5 else 2
+    interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{before:.{digits}f} | {after:.{digits}f} | {gap:+.{digits}f} | {interval}"
 
 
 def _training(folder: RunFolder, summary: dict[str, Any]) -> str:
