@@ -19,7 +19,7 @@ from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
-from rayjobs.runtime.look_grids import look_name, write_look
+from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
@@ -120,7 +120,7 @@ class Run:
             self._rank(report)
         if before is not None:
             report.take("before", self._await(before))
-            self.trackers.sample(self.folder.path / "samples_before.png", 0)
+        self.trackers.sample(self.folder.path / "samples_before.png", 0)
         self._watch(self.training, report)
         self._check(self.training)
         if report.tasks:
@@ -221,7 +221,7 @@ class Run:
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
                 write_look(self.folder, parts, self.options.guidance_scale, self.options.seed, report.headline)
-                self.trackers.look(held_out.newest, self.folder.path / look_name(held_out.newest["update"]))
+                self.trackers.looks(held_out.rows, self.folder.path)
                 self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
                 if alarm:

@@ -82,9 +82,9 @@ class HeldOut:
         return finding.sentence
 
     @property
-    def newest(self) -> Row:
-        """The newest look, a row of `validation.parquet`."""
-        return self._rows[-1]
+    def rows(self) -> list[Row]:
+        """The looks so far, as `validation.parquet` has them."""
+        return self._rows
 
     def told(self) -> str:
         """The newest look in one line, for the run's log."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.options import JobOptions
+from rayjobs.runtime.look_grids import look_name
 from rayjobs.tracking.base import TrackedRun, Tracker
-from rayjobs.tracking.worker import Worker, warning
-from sharpening.evaluation.results import COLUMNS, result_numbers, result_rows
+from rayjobs.tracking.worker import Call, Place, Worker, warning
+from sharpening.evaluation.results import Result, result_numbers, result_rows
 from sharpening.evaluation.run_folder import SUMMARY, RunFolder
 
 TRACKERS = {
@@ -78,25 +79,28 @@ class Trackers:
     def __bool__(self) -> bool:
         return bool(self._workers)
 
+    def _put(self, call: Call | None) -> None:
+        for worker in self._workers:
+            worker.put(call)
+
     def rows(self, rows: Sequence[Row]) -> None:
         """Tell the metrics of updates. Updates that are made again after a restart are not told twice.
 
         Args:
             rows: Rows of metrics in order, from update `updates` on.
         """
-        for worker in self._workers:
-            worker.put(lambda tracker, place=worker.place: _tell_rows(tracker, place, rows))
+        self._put(lambda tracker, place: _tell_rows(tracker, place, rows))
         self.updates = max([self.updates, *(row["update"] + 1 for row in rows)])
 
-    def look(self, row: Row, image: Path) -> None:
-        """Tell a look at held-out prompts.
+    def looks(self, rows: Sequence[Row], folder: Path) -> None:
+        """Tell looks at held-out prompts; those that were told before are left out.
 
         Args:
-            row: A row of `validation.parquet`.
-            image: Its sample grid, which need not exist.
+            rows: The rows of `validation.parquet` so far.
+            folder: The run folder, with a sample grid for each that has one.
         """
-        for worker in self._workers:
-            worker.put(lambda tracker, place=worker.place: _tell_look(tracker, place, row, image))
+        told = list(rows)
+        self._put(lambda tracker, place: _tell_looks(tracker, place, told, folder))
 
     def sample(self, image: Path, step: int) -> None:
         """Tell a sample grid before or after training.
@@ -105,8 +109,7 @@ class Trackers:
             image: The grid, which need not exist.
             step: Updates made.
         """
-        for worker in self._workers:
-            worker.put(lambda tracker, place=worker.place: _tell_sample(tracker, place, image, step))
+        self._put(lambda tracker, place: _tell_sample(tracker, place, image, step))
 
     def results(self, folder: Path) -> None:
         """Tell the final table.
@@ -116,10 +119,9 @@ class Trackers:
         """
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         rows, numbers, step = result_rows(summary), result_numbers(summary), int(summary["updates"])
-        for worker in self._workers:
-            if rows:
-                worker.put(lambda tracker: tracker.log(_named("final", numbers), step))
-                worker.put(lambda tracker: tracker.table("final/results", COLUMNS, rows, step))
+        if rows:
+            self._put(lambda tracker, _: tracker.log(_named("final", numbers), step))
+            self._put(lambda tracker, _: tracker.table("final/results", Result._fields, rows, step))
 
     def close(self, completed: bool) -> None:
         """End the trackers, and wait for them for a limited time.
@@ -127,9 +129,8 @@ class Trackers:
         Args:
             completed: Whether the run made all its updates.
         """
-        for worker in self._workers:
-            worker.put(lambda tracker: tracker.finish(completed))
-            worker.put(None)
+        self._put(lambda tracker, _: tracker.finish(completed))
+        self._put(None)
         deadline = time.monotonic() + PATIENCE_S
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
@@ -138,7 +139,7 @@ class Trackers:
                 self._say(warning(name, f"it took longer than {PATIENCE_S:g} s to end"))
 
 
-def _tell_rows(tracker: Tracker, place: Any, rows: Sequence[Row]) -> None:
+def _tell_rows(tracker: Tracker, place: Place, rows: Sequence[Row]) -> None:
     for row in rows:
         if row["update"] >= place.rows:
             numbers = {name: value for name, value in row.items() if name != "update"}
@@ -146,18 +147,20 @@ def _tell_rows(tracker: Tracker, place: Any, rows: Sequence[Row]) -> None:
             place.rows = row["update"] + 1
 
 
-def _tell_look(tracker: Tracker, place: Any, row: Row, image: Path) -> None:
-    step = int(row["update"])
-    if step <= place.look:
-        return
-    numbers = {name: value for name, value in row.items() if name not in ("update", "training_reward")}
-    tracker.log(_named("held_out", numbers), step)
-    if image.is_file():
-        tracker.image("samples/held_out", image, f"held-out prompts after update {step}", step)
-    place.look = step
+def _tell_looks(tracker: Tracker, place: Place, rows: Sequence[Row], folder: Path) -> None:
+    for row in rows:
+        step = int(row["update"])
+        if step <= place.look:
+            continue
+        numbers = {name: value for name, value in row.items() if name not in ("update", "training_reward")}
+        tracker.log(_named("held_out", numbers), step)
+        image = folder / look_name(step)
+        if image.is_file():
+            tracker.image("samples/held_out", image, f"held-out prompts after update {step}", step)
+        place.look = step
 
 
-def _tell_sample(tracker: Tracker, place: Any, image: Path, step: int) -> None:
+def _tell_sample(tracker: Tracker, place: Place, image: Path, step: int) -> None:
     if image.is_file() and image.name not in place.images:
         phase = image.stem.removeprefix("samples_")
         tracker.image(f"samples/{phase}", image, f"benchmark prompts, {phase}", step)

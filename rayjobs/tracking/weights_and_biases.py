@@ -22,7 +22,8 @@ class WeightsAndBiases:
 
         self._wandb = wandb
         identity = str(run.identity.get("id") or uuid.uuid4().hex[:12])
-        self._mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        key = os.environ.get("WANDB_API_KEY")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")  # W&B refuses words of no mode
         # Neither the console nor the host: both may hold what is nobody else's business.
         settings = wandb.Settings(
             console="off", silent=True, save_code=False, disable_git=True, disable_job_creation=True, host="-",
@@ -31,11 +32,12 @@ class WeightsAndBiases:
             finish_timeout_raises=True,
         )  # fmt: skip
         self._run = wandb.init(
-            project=run.project, name=run.name, id=identity, resume="allow", dir=str(run.folder), mode=self._mode,
+            project=run.project, name=run.name, id=identity, resume="allow", dir=str(run.folder), mode=mode,
             config=dict(run.config), allow_val_change=True, settings=settings,
         )  # fmt: skip
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
+        self._mode = str(mode)
         return {"id": identity}
 
     def where(self) -> str:

@@ -15,8 +15,6 @@ from sharpening.evaluation.files import write_json
 
 logger = logging.getLogger(__name__)
 
-Call = Callable[[Tracker], None]
-
 
 @dataclass
 class Place:
@@ -48,6 +46,9 @@ class Place:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return cls()
+
+
+Call = Callable[[Tracker, Place], None]
 
 
 class Worker(threading.Thread):
@@ -89,7 +90,7 @@ class Worker(threading.Thread):
             self._keep()
             self._say(f"{self._tracker_name}: {scrub(tracker.where())}")
             while (call := self._calls.get()) is not None:
-                call(tracker)
+                call(tracker, self.place)
                 self._keep()
         except Exception as error:
             self.failed = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharpening.evaluation.results import result_rows
+from sharpening.evaluation.results import Result, result_rows
 from sharpening.evaluation.run_folder import SUMMARY, VERSIONS, RunFolder
 
 if TYPE_CHECKING:
@@ -123,15 +123,16 @@ def measured(summary: dict[str, Any], reward: str) -> list[EvalResult]:
     names = {"reward": f"reward ({reward})", "facts": "share of facts", "all": "share of prompts all right"}
     return [
         EvalResult(
-            task_type="text-to-image", dataset_type="held-out-prompts", dataset_name=f"{prompts:g} held-out prompts",
-            metric_type=name, metric_name=f"{names[name]}, guidance {scale}", metric_value=round(after, 4),
+            task_type="text-to-image", dataset_type="held-out-prompts", dataset_name=f"{row.prompts} held-out prompts",
+            metric_type=row.metric, metric_name=f"{names[row.metric]}, guidance {row.guidance}",
+            metric_value=round(row.after, 4),
         )
-        for scale, prompts, name, _, after, *_ in result_rows(summary)
-        if name in names
+        for row in result_rows(summary)
+        if row.metric in names
     ]  # fmt: skip
 
 
-def _license(base: str | None) -> dict[str, str]:
+def _license(base: str | None) -> dict[str, Any]:
     """The licence that the base model's own card states; nothing where it states none."""
     if base is None:
         return {}
@@ -186,19 +187,18 @@ def _usage(card: Card, lora: str | None) -> str:
 def _tables(summary: dict[str, Any], reward: str) -> str:
     """A table a guidance scale."""
     blocks: dict[str, list[str]] = {}
-    for scale, prompts, name, *numbers in result_rows(summary):
-        block = blocks.setdefault(str(scale), [f"Guidance {scale}: {prompts:g} held-out prompts\n", *HEAD])
-        block.append(f"| {str(name).replace('_', ' ')} | {_cells(*map(float, numbers))} |")
-    return "\n\n".join(
-        ["\n".join(block) for block in blocks.values()] + [f"reward: `{reward}`; {LEGEND}"] * bool(blocks)
-    )
+    for row in result_rows(summary):
+        block = blocks.setdefault(row.guidance, [f"Guidance {row.guidance}: {row.prompts} held-out prompts\n", *HEAD])
+        block.append(_line(row))
+    tables = ["\n".join(block) for block in blocks.values()]
+    return "\n\n".join([*tables, f"reward: `{reward}`; {LEGEND}"] if tables else [])
 
 
-def _cells(before: float, after: float, gap: float, low: float, high: float) -> str:
-    """A metric's cells; shares need three decimals, scores of tens or hundreds two."""
-    digits = 3 if max(abs(before), abs(after)) <= 1.5 else 2
-    interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{before:.{digits}f} | {after:.{digits}f} | {gap:+.{digits}f} | {interval}"
+def _line(row: Result) -> str:
+    """A metric's line; shares need three decimals, scores of tens or hundreds two."""
+    digits = 3 if max(abs(row.before), abs(row.after)) <= 1.5 else 2
+    means = f"{row.before:.{digits}f} | {row.after:.{digits}f} | {row.difference:+.{digits}f}"
+    return f"| {row.metric.replace('_', ' ')} | {means} | [{row.low:+.{digits}f}, {row.high:+.{digits}f}] |"
 
 
 def _training(folder: RunFolder, summary: dict[str, Any]) -> str:

@@ -64,15 +64,15 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         first.sample(folder.path / "samples_before.png", 0)
         first.rows([row(0)])
         first.rows([row(1), row(2)])
-        first.look(look(2), folder.path / "samples_000002.png")
+        first.looks([look(2)], folder.path)
         first.close(completed=False)
         again = open_trackers(options, folder, said.append)
         assert again.updates == 3
         again.sample(folder.path / "samples_before.png", 0)
         again.rows([row(1), row(2), row(3)])  # two of them are made again
-        again.look(look(2), folder.path / "samples_000002.png")
+        again.looks([look(2)], folder.path)
         again.rows([row(4)])
-        again.look(look(4), folder.path / "samples_000004.png")  # comes after a later update
+        again.looks([look(2), look(4)], folder.path)  # the newer one comes after a later update
         again.sample(folder.path / "samples_after.png", 5)
         again.sample(folder.path / "samples_compared.png", 5)  # which the run has not written
         again.results(folder.path)
