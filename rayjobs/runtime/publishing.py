@@ -10,7 +10,7 @@ from rayjobs.options import EMBEDDED, PLACES, JobOptions
 from rayjobs.runtime.state import last_line
 from rayjobs.sharing import repository
 from rayjobs.tracking.secrets import scrub
-from sharpening.evaluation.model_card import Card, write_card
+from sharpening.evaluation.model_card import ADAPTERS, Card, write_card
 from sharpening.evaluation.run_folder import RunFolder
 
 GRIDS = ("samples_compared.png", "samples_after.png")
@@ -44,7 +44,7 @@ def publish(folder: RunFolder, options: JobOptions, asked: JobOptions, say: Call
 
 
 def write_run_card(folder: RunFolder, options: JobOptions, asked: JobOptions) -> Path:
-    """Write the model card into the pipeline's folder, with the run's grids and configuration beside it.
+    """Write the model card into the pipeline's folder, with the run's adapters, grids and configuration beside it.
 
     Args:
         folder: The run folder, with pipeline and summary.
@@ -59,6 +59,9 @@ def write_run_card(folder: RunFolder, options: JobOptions, asked: JobOptions) ->
         if (folder.path / name).is_file():
             shutil.copyfile(folder.path / name, folder.pipeline / name)
             grids.append(name)
+    for name in ADAPTERS:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, folder.pipeline / name)
     shutil.copyfile(folder.path / "config.json", folder.pipeline / CONFIG)
     base = options.pretrained_model_name_or_path
     card = Card(

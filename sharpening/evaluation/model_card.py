@@ -22,6 +22,8 @@ FAMILY_TAGS = {
 }
 LICENSE = ("license", "license_name", "license_link")
 INDEX = "model_index.json"
+ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
+"""Files of LoRA weights: as diffusers' pipelines load them, or, for those that cannot, as peft does."""
 HEAD = ("| metric | before | after | difference | 95 % interval |", "|---|--:|--:|--:|--:|")
 LEGEND = (
     "facts: share of a prompt's facts that hold; all: share of prompts of which every fact holds. Intervals are of the "
@@ -84,10 +86,9 @@ def adapter(pipeline: Path) -> str | None:
         pipeline: the folder.
 
     Returns:
-        Its name; `None` where the folder holds a whole pipeline.
+        Its name; `None` where there is none.
     """
-    found = sorted(path.name for path in pipeline.glob("*.safetensors") if "lora" in path.name)
-    return found[0] if found else None
+    return next((name for name in ADAPTERS if (pipeline / name).is_file()), None)
 
 
 def tags(pipeline: Path, base: str | None, lora: bool) -> list[str]:
@@ -95,8 +96,8 @@ def tags(pipeline: Path, base: str | None, lora: bool) -> list[str]:
 
     Args:
         pipeline: its folder.
-        base: the model it was made from, for the family of an adapter that lies alone.
-        lora: whether it is an adapter.
+        base: the model it was made from, for the family where the folder does not say.
+        lora: whether adapters were trained.
 
     Returns:
         The tags.
@@ -153,14 +154,15 @@ def body(folder: RunFolder, card: Card, summary: dict[str, Any], lora: str | Non
         folder: the run folder.
         card: what the run folder does not say.
         summary: contents of `summary.json`.
-        lora: file of LoRA weights, where there are only those.
+        lora: file of LoRA weights, where there is one.
 
     Returns:
         Markdown.
     """
     base = f"`{card.base}`" if card.base else "the embedded model of trajectory-sharpening"
-    kind = "A LoRA adapter for" if lora else "Fine-tuned from"
-    parts = [f"# {card.name}\n\n{kind} {base}. {card.about}", _usage(card, lora)]
+    parts = [f"# {card.name}\n\nFine-tuned from {base}. {card.about}", _usage(card, lora)]
+    if lora:
+        parts[0] += f" LoRA adapters were trained; they are merged into the pipeline, and alone in `{lora}`."
     if tables := _tables(summary, card.reward):
         parts.append(f"## Results\n\n{tables}")
     if card.grids:
@@ -174,13 +176,16 @@ def body(folder: RunFolder, card: Card, summary: dict[str, Any], lora: str | Non
 
 def _usage(card: Card, lora: str | None) -> str:
     """How to load the model with diffusers alone."""
-    lines = ["from diffusers import DiffusionPipeline", ""]
-    if lora:
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{card.base or "BASE"}")']
-        lines += [f'pipeline.load_lora_weights("{card.name}")']
-    else:
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{card.name}")']
-    code = "\n".join([*lines, 'image = pipeline("a red circle").images[0]'])
+    lines = [
+        "from diffusers import DiffusionPipeline",
+        "",
+        f'pipeline = DiffusionPipeline.from_pretrained("{card.name}")',
+    ]
+    if lora == ADAPTERS[0]:
+        lines += ["", "# or the adapters alone, on the base model"]
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{card.base or "base"}")']
+        lines += [f'pipeline.load_lora_weights("{card.name}", weight_name="{lora}")']
+    code = "\n".join([*lines, "", 'image = pipeline("a red circle").images[0]'])
     return f"```python\n{code}\n```"
 
 

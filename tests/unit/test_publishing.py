@@ -38,12 +38,12 @@ def finished_run(path: Path, options: JobOptions, lora: bool = False) -> RunFold
     folder.write_image("samples_after.png", Image.new("RGB", (9, 9)))
     folder.write_image("samples_compared.png", Image.new("RGB", (18, 9)))
     folder.pipeline.mkdir()
-    if lora:
-        (folder.pipeline / "pytorch_lora_weights.safetensors").write_bytes(WEIGHTS)
-    else:
-        (folder.pipeline / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-        (folder.pipeline / "unet").mkdir()
-        (folder.pipeline / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(WEIGHTS)
+    if lora:  # beside the pipeline, into which they are merged
+        (folder.path / "pytorch_lora_weights.safetensors").write_bytes(WEIGHTS)
+    kind = "StableDiffusion3Pipeline" if lora else "StableDiffusionXLPipeline"
+    (folder.pipeline / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    (folder.pipeline / "unet").mkdir()
+    (folder.pipeline / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(WEIGHTS)
     return folder
 
 
@@ -97,7 +97,8 @@ def test_an_adapters_card_names_its_base_and_the_bases_licence(tmp_path: Path, b
     card = ModelCard.load(folder.pipeline / "README.md")
     assert card.data.tags[-3:] == ["sd3", "sd3-diffusers", "lora"]
     assert (card.data.license, card.data.license_name) == ("other", "my-terms")
-    assert 'load_lora_weights("rlhf-lora")' in card.text
+    assert 'load_lora_weights("rlhf-lora", weight_name="pytorch_lora_weights.safetensors")' in card.text
+    assert (folder.pipeline / "pytorch_lora_weights.safetensors").read_bytes() == WEIGHTS
     hub = parse(["--pretrained_model_name_or_path", "somebody/sdxl"])
     folder = finished_run(tmp_path / "rlhf-hub", hub)
     publish(folder, hub.model_copy(update={"output_dir": str(folder.path)}), hub, pytest.fail)
