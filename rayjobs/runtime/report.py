@@ -196,9 +196,22 @@ def _tasks(options: JobOptions) -> list[EvaluationTask]:
     fewer = choose(benchmark, min(options.eval_prompts, options.eval_other_prompts))
     own, *others = options.guidance_scales
     steps = options.eval_steps or options.rollout_steps
-    batch = EVALUATION_BATCH
+    batch = evaluation_batch(options)
     verify = verified(options)
     return [*plan(chosen, (own,), steps, batch, GRID, verify), *plan(fewer, others, steps, batch, 0, verify)]
+
+
+def evaluation_batch(options: JobOptions) -> int:
+    """Images of an evaluation task, which are drawn together.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        A fixed number for the embedded world's small images; for larger ones as many as a rollout task has prompts,
+        which is what the user knows to fit.
+    """
+    return EVALUATION_BATCH if verified(options) else min(EVALUATION_BATCH, options.rollout_batch_size)
 
 
 def verified(options: JobOptions) -> bool:
