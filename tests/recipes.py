@@ -97,6 +97,12 @@ def peak_live(call: Callable[[], Any]) -> int:
 
 
 @lru_cache
+def kept(name: str) -> int:
+    """Bytes that a forward pass of one image keeps for the backward pass, with gradient checkpointing."""
+    return activations(MODELS[name], MODELS[name].pixels, checkpointing=True)
+
+
+@lru_cache
 def evaluation(name: str) -> tuple[float, int]:
     """Operations of one denoiser evaluation of one image, and bytes it holds."""
     model = MODELS[name]
@@ -134,6 +140,10 @@ class Recipe:
         timesteps: K; branches have m = 1 state.
         overlap: whether rollouts and learning overlap (`--staleness 1`).
         leave_out: bytes of text encoders that the folder does without.
+        updates: in the whole run.
+        judged: prompts of the evaluation before and after, unguided and under guidance.
+        looked: held-out prompts of a look, unguided.
+        every: updates between looks.
     """
 
     model: str
@@ -153,6 +163,10 @@ class Recipe:
     timesteps: int = 4
     overlap: bool = False
     leave_out: float = 0.0
+    updates: int = 100
+    judged: int = 60
+    looked: int = 12
+    every: int = 20
 
 
 def memory(recipe: Recipe) -> dict[str, float]:
@@ -164,12 +178,12 @@ def memory(recipe: Recipe) -> dict[str, float]:
     base = BF16 * weights if recipe.rank else 0
     # ZeRO 1 shares out master weights and both moments.
     trained = (4 + 12 / recipe.learners) * (adapter if recipe.rank else weights)
-    kept = 2 * activations(model, model.pixels, checkpointing=True)  # winner and loser
+    pair = 2 * kept(recipe.model)  # winner and loser
     copies = 1 if recipe.rank else 2  # the reference is the model with its adapters off, or a second one
     rows = recipe.batch * recipe.branches * recipe.timesteps  # of the largest batch; images are decoded one by one
     working = max(rows * evaluation(recipe.model)[1], decoding(recipe.channels)[1])
     found = {
-        "learner: denoiser": base, "learner: trained": trained, "learner: frozen": frozen, "learner: activations": kept,
+        "learner: denoiser": base, "learner: trained": trained, "learner: frozen": frozen, "learner: activations": pair,
         "learner: context": CONTEXT, "actor: denoiser": copies * BF16 * weights + BF16 * adapter,
         "actor: frozen": frozen, "actor: working": working, "actor: context": CONTEXT, "reward: weights": recipe.reward,
         "reward: context": CONTEXT,
@@ -199,11 +213,22 @@ def update_seconds(recipe: Recipe) -> float:
     return max(rollout, stages["learn"]) if recipe.overlap else rollout + stages["learn"]
 
 
+def run_seconds(recipe: Recipe) -> float:
+    """Seconds of a whole run: its updates, the evaluation before and after, and the looks at held-out prompts."""
+    one = evaluation(recipe.model)[0] / (FORWARD_SHARE * recipe.card.peak)
+    decode = decoding(recipe.channels)[0] / (DECODE_SHARE * recipe.card.peak)
+    looked = recipe.looked * (recipe.updates // recipe.every)
+    evaluations = 2 * recipe.judged * 3 * recipe.steps + looked * recipe.steps  # guidance makes two of each
+    drawing = evaluations * one + (2 * recipe.judged * 2 + looked) * decode
+    return recipe.updates * update_seconds(recipe) + drawing / recipe.actors
+
+
 T5 = float(BF16 * 4_762_310_656)
 RECIPES = {
     "SDXL LoRA": Recipe("SDXL base", 4, RTX_4090, 16, ATTENTION, 1.8e9),
     "SDXL full": Recipe(
-        "SDXL base", 4, H100, 0, (), 3.9e9, actors=5, learners=2, shared=False, prompts=40, batch=2, overlap=True
+        "SDXL base", 4, H100, 0, (), 3.9e9, actors=5, learners=2, shared=False, prompts=40, batch=2, overlap=True,
+        updates=500, every=50,
     ),
     "SD3.5 LoRA": Recipe("SD 3.5 medium", 16, L40S, 16, JOINT, 1.8e9),
     "SD3.5 LoRA, no T5": Recipe("SD 3.5 medium", 16, RTX_4090, 16, JOINT, 1.8e9, leave_out=T5),
@@ -225,7 +250,8 @@ def lines(name: str) -> list[str]:
         ]
     table += ["", "| stage of an update | s |", "|---|--:|"]
     table += [f"| {stage} | {spent:.1f} |" for stage, spent in seconds(recipe).items()]
-    return [*table, f"| update | {update_seconds(recipe):.1f} |"]
+    run = f"| {recipe.updates} updates with evaluation and looks | {run_seconds(recipe) / 3600:.1f} h |"
+    return [*table, f"| update | {update_seconds(recipe):.1f} |", run]
 
 
 if __name__ == "__main__":
