@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.full_size import BF16, MODELS, Model, activations, empty, on_meta, parameters, t5_xxl, vae
+from tests.full_size import BF16, MODELS, activations, empty, on_meta, parameters, t5_xxl, vae
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT = tuple(f"attn.{name}" for name in (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"))
@@ -42,11 +42,23 @@ L40S = Card("L40S", 48 * 2**30, 362.05e12)
 H100 = Card("H100 SXM", 80e9, 989.4e12)
 
 
-def adapter_parameters(model: Model, rank: int, targets: tuple[str, ...]) -> int:
+@lru_cache
+def denoiser(name: str) -> nn.Module:
+    """A model's denoiser, without weights."""
+    return on_meta(MODELS[name].denoiser)
+
+
+@lru_cache
+def frozen_parameters(name: str) -> int:
+    """Parameters of what stands beside the denoiser."""
+    return sum(parameters(build) for build in MODELS[name].frozen)
+
+
+def adapter_parameters(name: str, rank: int, targets: tuple[str, ...]) -> int:
     """Weights of LoRA: rank · (inputs + outputs) for each linear layer with one of the names."""
-    layers = on_meta(model.denoiser).named_modules()
+    layers = denoiser(name).named_modules()
     ends = tuple(f".{target}" for target in targets)
-    found = [layer for name, layer in layers if name.endswith(ends) and isinstance(layer, nn.Linear)]
+    found = [layer for path, layer in layers if path.endswith(ends) and isinstance(layer, nn.Linear)]
     return sum(rank * (layer.in_features + layer.out_features) for layer in found)
 
 
@@ -105,9 +117,8 @@ def kept(name: str) -> int:
 @lru_cache
 def evaluation(name: str) -> tuple[float, int]:
     """Operations of one denoiser evaluation of one image, and bytes it holds."""
-    model = MODELS[name]
-    denoiser, inputs = on_meta(model.denoiser), model.inputs(model.pixels)
-    return operations(lambda: denoiser(**inputs)), peak_live(lambda: denoiser(**inputs))
+    inputs = MODELS[name].inputs(MODELS[name].pixels)
+    return operations(lambda: denoiser(name)(**inputs)), peak_live(lambda: denoiser(name)(**inputs))
 
 
 @lru_cache
@@ -171,10 +182,9 @@ class Recipe:
 
 def memory(recipe: Recipe) -> dict[str, float]:
     """Bytes by process and purpose."""
-    model = MODELS[recipe.model]
-    weights = parameters(model.denoiser)
-    frozen = BF16 * sum(parameters(build) for build in model.frozen) - recipe.leave_out
-    adapter = adapter_parameters(model, recipe.rank, recipe.targets)
+    weights = sum(p.numel() for p in denoiser(recipe.model).parameters())
+    frozen = BF16 * frozen_parameters(recipe.model) - recipe.leave_out
+    adapter = adapter_parameters(recipe.model, recipe.rank, recipe.targets)
     base = BF16 * weights if recipe.rank else 0
     # ZeRO 1 shares out master weights and both moments.
     trained = (4 + 12 / recipe.learners) * (adapter if recipe.rank else weights)
@@ -260,6 +270,6 @@ if __name__ == "__main__":
         found = decoding(channels)
         print(f"decoding, {channels} channels: {found[0] / 1e12:.3f} TFLOP, {found[1] / 1e9:.2f} GB")
     for name, recipe in RECIPES.items():
-        found, adapter = evaluation(recipe.model), adapter_parameters(MODELS[recipe.model], recipe.rank, recipe.targets)
+        found, adapter = evaluation(recipe.model), adapter_parameters(recipe.model, recipe.rank, recipe.targets)
         print(f"\n{name}: {found[0] / 1e12:.3f} TFLOP, {found[1] / 1e9:.2f} GB, adapters {adapter:,}")
         print("\n".join(lines(name)))

@@ -10,7 +10,7 @@ import torch
 from rayjobs.command_line import parse
 from rayjobs.validation import check_batches
 from tests import recipes
-from tests.full_size import MODELS, empty
+from tests.full_size import empty
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"```\npython (rayjobs/rlhf\.py .*?)```", PAGE, re.DOTALL)
@@ -39,10 +39,10 @@ def test_sums_by_hand() -> None:
     assert stages["learn"] == pytest.approx(40 * 4 * 2 * 4 * one / 2)
     assert recipes.update_seconds(recipe) == pytest.approx(sum(stages.values()) - stages["learn"])
     # Rank 64 is what cluster/capacity/sdxl_lora.yaml trains.
-    assert recipes.adapter_parameters(MODELS["SDXL base"], 64, recipes.ATTENTION) == 92_897_280
+    assert recipes.adapter_parameters("SDXL base", 64, recipes.ATTENTION) == 92_897_280
     assert "23,224,320" in PAGE
     # SD 3.5 medium: 24 blocks of 8 projections, 1536 × 1536, but the last block's text has no way out.
-    assert recipes.adapter_parameters(MODELS["SD 3.5 medium"], 16, recipes.JOINT) == (24 * 8 - 1) * 16 * 2 * 1536
+    assert recipes.adapter_parameters("SD 3.5 medium", 16, recipes.JOINT) == (24 * 8 - 1) * 16 * 2 * 1536
 
 
 def test_what_is_alive_at_a_time_by_hand() -> None:
