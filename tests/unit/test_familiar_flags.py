@@ -25,9 +25,8 @@ enable_xformers_memory_efficient_attention noise_offset image_interpolation_mode
 IN_PUBLIC_CODE = "num_noisy_latents trajectory_nums beta_dpo infer_steps reward_model base_url api_key validation_steps"
 """What the paper's public code adds to them."""
 PENDING = {
-    "pretrained_vae_model_name_or_path", "dataset_name", "dataset_config_name", "train_data_dir", "max_train_samples",
-    "center_crop", "random_flip", "image_interpolation_mode", "gradient_checkpointing",
-    "use_ema", "use_8bit_adam",
+    "dataset_name", "dataset_config_name", "train_data_dir", "max_train_samples", "gradient_checkpointing", "use_ema",
+    "use_8bit_adam",
 }  # fmt: skip
 """Options that are not there yet; this set must become empty."""
 
@@ -44,8 +43,6 @@ SWITCHES = {
     "gradient_checkpointing",
     "use_ema",
     "use_8bit_adam",
-    "center_crop",
-    "random_flip",
 }
 
 
