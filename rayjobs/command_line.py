@@ -147,8 +147,17 @@ def read_config(path: str, option: str = "config") -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, from_file: str | None, model: type[Options]) -> tuple[str, str, str]:
-    """The first thing that pydantic found: the option, what is wrong, what to do."""
+def explain(error: ValidationError, from_file: str | None, model: type[Options]) -> tuple[str, str, str]:
+    """The first thing that pydantic found.
+
+    Args:
+        error: What making the options raised.
+        from_file: The file that the value stands in, if one.
+        model: The options.
+
+    Returns:
+        The option, what is wrong, what to do.
+    """
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     value = first["input"]
@@ -248,7 +257,7 @@ def read(
         return model(**values)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
-        raise OptionError(*_explain(error, None if name in flags else path, model)) from error
+        raise OptionError(*explain(error, None if name in flags else path, model)) from error
 
 
 def _method(asked: str | None, in_file: Any, methods: Sequence[str], only_help: bool) -> str:

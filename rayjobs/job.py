@@ -30,7 +30,7 @@ def run_job(argv: Sequence[str] | None, program: str, methods: Sequence[str]) ->
         options = validate(asked)
         from rayjobs.runtime.driver import run
 
-        run(options, asked)
+        run(options, asked=asked)
     except JobError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code

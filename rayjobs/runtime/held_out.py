@@ -87,6 +87,11 @@ class HeldOut:
         """The looks so far, as `validation.parquet` has them."""
         return self._rows
 
+    @property
+    def newest(self) -> Row:
+        """The newest look."""
+        return self._rows[-1]
+
     def told(self) -> str:
         """The newest look in one line, for the run's log."""
         newest = self._rows[-1]
