@@ -8,6 +8,7 @@ import math
 from copy import copy
 from dataclasses import MISSING, fields
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BaseModel, create_model, field_validator
@@ -26,6 +27,7 @@ PLACES = (
     "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
 )  # fmt: skip
 """Options that say where a run is."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 TRAINING = TrainingOptions()
 GROUPS = {
     "model": "the diffusion model that is fine-tuned",
@@ -56,6 +58,9 @@ class JobOptions(RewardOptions):
     # model
     pretrained_model_name_or_path: str = option(
         EMBEDDED, "model", "folder or hub id", "diffusers pipeline to start from, which is also the reference", "θ_ref"
+    )
+    revision: str | None = option(
+        None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
     resolution: int | None = option(
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
@@ -195,6 +200,45 @@ class JobOptions(RewardOptions):
     resume_from_checkpoint: str | None = option(
         None, "output", "folder or 'latest'", "checkpoint to go on from", shown="start afresh", resume=False
     )
+    report_to: tuple[Literal["none", "tensorboard", "wandb", "mlflow", "all"], ...] = option(
+        ("none",), "output", "names", "trackers that follow the run: tensorboard, wandb, mlflow, all or none; their "
+        "keys come from the environment", resume=False,
+    )  # fmt: skip
+    tracker_project_name: str = option(
+        "trajectory-sharpening", "output", "name", "project (MLflow: experiment) that trackers file the run under",
+        resume=False,
+    )  # fmt: skip
+    logging_dir: str = option(
+        "logs", "output", "folder", "where trackers keep their files, inside the run folder", resume=False
+    )
+    push_to_hub: bool = option(
+        False, "output", "switch", "upload the pipeline at the end, with the token in HF_TOKEN", resume=False
+    )
+    hub_model_id: str | None = option(
+        None, "output", "owner/name", "repository to upload to", shown="the run folder's name", resume=False
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split_trackers(cls, value: Any) -> Any:
+        """Accept `tensorboard wandb`, `tensorboard,wandb` and, as diffusers' scripts do, `all`."""
+        items = value if isinstance(value, (list, tuple)) else [value]
+        names = [name.strip() for item in items for name in str(item).split(",") if name.strip()]
+        return TRACKERS if "all" in names else tuple(dict.fromkeys(names)) or ("none",)
+
+    @field_validator("report_to")
+    @classmethod
+    def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("none goes with no other tracker; leave it out")
+        return value
+
+    @field_validator("logging_dir")
+    @classmethod
+    def _check_logging_dir(cls, value: str) -> str:
+        if not value or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
+            raise ValueError("must be inside the run folder; pass a relative name such as logs")
+        return value
 
     @field_validator("eval_guidance_scales", mode="before")
     @classmethod
@@ -247,6 +291,11 @@ class JobOptions(RewardOptions):
     def watched(self) -> tuple[Term, ...]:
         """The rewards that are only watched."""
         return parse_names(self.watch)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that follow the run."""
+        return tuple(name for name in self.report_to if name != "none")
 
     @property
     def data(self) -> Kind:

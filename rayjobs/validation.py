@@ -18,6 +18,7 @@ from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
+from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError
 from sharpening.rewards.terms import reward_column
 
@@ -37,6 +38,7 @@ def validate(options: JobOptions) -> JobOptions:
         OptionError: For the first thing that is wrong.
     """  # noqa: DOC502
     options = settle_folders(options)
+    check_sharing(options)
     check_method(options)
     check_batches(options)
     device = find_device(options)
@@ -229,6 +231,8 @@ def check_model(options: JobOptions) -> int | None:
         folder = local_folder(name, value)
     if folder is None:
         return options.resolution
+    if options.revision is not None:
+        raise OptionError("revision", "only models on the hub have revisions", "leave it out, or pass a hub id")
     try:
         family_of(folder)
     except checks.ModelFolderError as error:

@@ -287,9 +287,16 @@ class Coordinator:
             "dropped", update=update, reasons=dict(Counter(reason for _, reason in dropped)),
         )  # fmt: skip
 
-    async def rows(self) -> list[dict]:
-        """Metrics of all updates made so far, one row an update."""
-        return self._metrics.rows
+    async def rows(self, since: int = 0) -> list[dict]:
+        """Metrics of the updates made so far.
+
+        Args:
+            since: 0-based update to begin with.
+
+        Returns:
+            One row an update, in order.
+        """
+        return self._metrics.rows[since:]
 
     # -- driver --------------------------------------------------------------------------------------------------
 

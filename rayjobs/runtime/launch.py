@@ -231,7 +231,7 @@ def pipeline(options: JobOptions) -> str:
         return str(path.resolve())
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name))
+    return str(snapshot_download(name, revision=options.revision))
 
 
 def compiler_note(device: str) -> str:

@@ -77,7 +77,7 @@ class LatentPolicy(ScheduledPolicy):
         self.latent_shape: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
         self.schedule = self.make_schedule()
         self.device: torch.device = next(self.denoiser.parameters()).device
-        self.decode_batch = 16
+        self.decode_batch = max(1, min(16, 16 * 256**2 // self._pixels**2))  # a decoder's memory grows with the area
         self._cache: OrderedDict[str, Condition] = OrderedDict()
         self._cache_size = cache_size
         self._negative: Condition | None = None

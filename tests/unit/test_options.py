@@ -109,11 +109,12 @@ def test_switches_go_on_and_off():
     assert parse(["--no-skip_evaluation"]).skip_evaluation is False
 
 
-@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize("suffix", ["json", "yaml", "toml"])
 def test_flags_win_over_the_file(tmp_path, suffix):
     path = tmp_path / f"options.{suffix}"
     values = {"branches": 6, "beta": 10.5, "eval_guidance_scales": [1.0, 5.0], "skip_evaluation": True}
-    path.write_text(json.dumps(values))  # JSON is YAML too
+    toml = "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+    path.write_text(toml if suffix == "toml" else json.dumps(values))  # JSON is YAML too
     options = parse(["--config", str(path), "--beta", "20"])
     assert (options.branches, options.beta, options.eval_guidance_scales) == (6, 20.0, (1.0, 5.0))
     assert options.skip_evaluation is True
