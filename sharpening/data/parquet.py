@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from sharpening.data.rows import Row, Rows
 from sharpening.data.source import DataFileError
 from sharpening.evaluation.files import disk_errors
 
@@ -24,15 +25,11 @@ GROUP_BYTES_LIMIT = 256 * 2**20
 """A row group above this is refused: it is read whole whenever one of its rows is."""
 WRITTEN_GROUP_BYTES, WRITTEN_GROUP_ROWS = 4 * 2**20, 1000
 """A row group is closed at whichever comes first: small enough to read for one row, few enough for a short footer."""
-SCAN_ROWS = 16
 READING = {"pre_buffer": False, "buffer_size": 2**20}
 """Arrow's default keeps every byte that it has read until the file is closed."""
 
-Row = dict[str, Any]
-"""Values of one row by column."""
 
-
-class RowFile:
+class RowFile(Rows):
     """Rows of a Parquet file in any order, read by row groups.
 
     Opening one reads the file's footer alone. Where it is unpickled, the file is opened when it is first read.
@@ -51,7 +48,7 @@ class RowFile:
         Raises:
             DataFileError: if the file is absent, unreadable or without rows.
         """  # noqa: DOC502
-        self.path = Path(path).absolute()
+        self.path: Path = Path(path).absolute()
         self._file: pq.ParquetFile | None = None
         self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
         with _read_errors(self.path):
@@ -68,28 +65,6 @@ class RowFile:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None, "_tables": OrderedDict()}
-
-    def where(self, index: int) -> str:
-        """How errors name a row."""
-        return f"row {index} (the first is 0) of {self.path}"
-
-    def column_type(self, column: str) -> pa.DataType:
-        """Type of a column.
-
-        Args:
-            column: its name.
-
-        Returns:
-            The type of its values.
-
-        Raises:
-            DataFileError: if there is no such column; the message names those that are there.
-        """
-        names = self.schema.names
-        if column not in names:
-            raise DataFileError(f"{self.path} has no column {column!r}; choose one of: {', '.join(names) or '(none)'}")
-        kind = self.schema.field(column).type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def check_groups(self, columns: Sequence[str]) -> None:
         """Refuse a file whose row groups are too large to be read for one row.
@@ -127,9 +102,7 @@ class RowFile:
             IndexError: if there is no such row.
             DataFileError: if the file cannot be read.
         """  # noqa: DOC502
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index}")
+        self.check_indices(indices)
         found: dict[int, Row] = {}
         with _read_errors(self.path):
             for index in sorted(set(indices)):  # rows of one group together, so that each group is read once
@@ -137,22 +110,6 @@ class RowFile:
                 table = self._group(group, tuple(columns))
                 found[index] = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
         return [found[index] for index in indices]
-
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows in order, a few at a time.
-
-        Args:
-            columns: the columns to read.
-
-        Yields:
-            The rows.
-
-        Raises:
-            DataFileError: if the file cannot be read.
-        """  # noqa: DOC502
-        with _read_errors(self.path), pq.ParquetFile(self.path, **READING) as file:
-            for batch in file.iter_batches(SCAN_ROWS, columns=list(columns)):
-                yield from batch.to_pylist()
 
     def _opened(self) -> pq.ParquetFile:
         if self._file is None:

@@ -20,6 +20,27 @@ class DataFileError(ValueError):
     """A data file cannot be used; the message is one sentence that says why and what to do."""
 
 
+class ExampleError(DataFileError):
+    """One example cannot be used, while the rest of the data may be; a run skips it.
+
+    Attributes:
+        reason: a few words that are the same for all examples with this fault, such as "corrupt image".
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Say what is wrong.
+
+        Args:
+            reason: the fault.
+            message: one sentence that says where it is and what to do.
+        """
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ExampleError], tuple[str, str]]:
+        return ExampleError, (self.reason, str(self))
+
+
 @dataclass(frozen=True)
 class Batch:
     """P training examples.
@@ -48,6 +69,18 @@ class Batch:
             A batch with `k = 0`.
         """
         return cls(list(prompts), np.zeros((len(prompts), 0, 0, 0, 3), np.uint8))
+
+    @classmethod
+    def cat(cls, batches: Sequence[Batch]) -> Batch:
+        """Several batches as one.
+
+        Args:
+            batches: at least one, images of the same number and size.
+
+        Returns:
+            Their examples, one batch after the other.
+        """
+        return cls([p for batch in batches for p in batch.prompts], np.concatenate([b.images for b in batches]))
 
     def select(self, indices: Sequence[int]) -> Batch:
         """Some of the examples, in the order given.
@@ -109,8 +142,15 @@ class PromptSource:
 
         Returns:
             The prompts, in the order of `indices`.
+
+        Raises:
+            ExampleError: if one is blank.
         """
-        return [self._prompts[i] for i in indices]
+        found = [self._prompts[i] for i in indices]
+        if not all(prompt.strip() for prompt in found):
+            index = next(i for i in indices if not self._prompts[i].strip())
+            raise ExampleError("empty caption", f"prompt {index} (the first is 0) is blank; write one or leave it out")
+        return found
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Some prompts, with no image.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sharpening.policies.base import Condition
 from sharpening.policies.loading import load_pipeline, no_progress_bars
+from sharpening.policies.prompt_length import count_overlong, silence_pipelines
 from sharpening.policies.scheduled import ScheduledPolicy
 from sharpening.schedule import NoiseSchedule, Schedule, ddim_scheduler
 
@@ -60,6 +61,7 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ValueError: if the denoiser cannot draw images of that resolution, or is one of a consistency model.
         """
+        silence_pipelines()
         self._pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part).eval()
         if getattr(self.config, "time_cond_proj_dim", None) is not None:
@@ -177,6 +179,17 @@ class LatentPolicy(ScheduledPolicy):
                 self._cache.popitem(last=False)
         self._cache.move_to_end(prompt)
         return self._cache[prompt]
+
+    def overlong(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the text encoders read; the pipeline cuts them.
+
+        Args:
+            prompts: the prompts.
+
+        Returns:
+            Their number.
+        """
+        return count_overlong(self._pipeline, prompts)
 
     @torch.no_grad()
     def uncondition(self, batch: int) -> Condition:
