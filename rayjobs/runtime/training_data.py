@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import EMBEDDED, RANK, DatasetOptions, ImageOptions, JobOptions, PairOptions, PromptOptions
@@ -130,15 +130,15 @@ def place(options: JobOptions) -> tuple[str, str]:
     Raises:
         OptionError: If several options say it, or a configuration is named of no data set.
     """
-    assert isinstance(options, DatasetOptions)
+    data: Any = options
     names = ["dataset_name", "train_data_dir", "train_data"]
-    if isinstance(options, PromptOptions) and not (isinstance(options, PairOptions) and not options.ranks):
+    if isinstance(data, PromptOptions) and not (isinstance(data, PairOptions) and not data.ranks):
         names = ["dataset_name", "prompts"]
     given = {name: getattr(options, name, None) for name in names}
     found = [name for name, value in given.items() if value not in (None, EMBEDDED, RANK)] or names[-1:]
     if len(found) > 1:
         raise OptionError(found[0], f"is given beside --{found[1]}", "pass one of the two")
-    if options.dataset_config_name is not None and found[0] != "dataset_name":
+    if data.dataset_config_name is not None and found[0] != "dataset_name":
         raise OptionError("dataset_config_name", "names a configuration of no data set", "pass --dataset_name")
     return found[0], str(given[found[0]])
 

@@ -42,8 +42,9 @@ class DatasetRows(Rows):
         self.config = config
         self._data: Any = None
         self._views: dict[tuple[str, ...], Any] = {}
-        self.schema: pa.Schema = self._opened().features.arrow_schema.remove_metadata()
-        self._count = len(self._data)
+        data = self._opened()
+        self.schema: pa.Schema = data.features.arrow_schema.remove_metadata()
+        self._count = len(data)
         if not self._count:
             raise DataFileError(f"{self.path} holds no rows; pass a data set with at least one example")
 

@@ -85,8 +85,9 @@ class TarRows(Rows):
         return self.__dict__ | {"_file": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            os.close(self._file)  # type: ignore[arg-type]
+        file: int | None = getattr(self, "_file", None)
+        if file is not None:
+            os.close(file)
 
     def rows(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
         """Some examples; of each no file is read but those of the columns.
@@ -145,8 +146,9 @@ class TarRows(Rows):
             if self.path.stat().st_size % BLOCK:
                 raise tarfile.ReadError("it ends within a block")
             with tarfile.open(self.path, "r:") as archive:
-                for member in archive:
-                    archive.members = []  # else tarfile keeps a description of every file
+                described = vars(archive)["members"]
+                while (member := archive.next()) is not None:
+                    described.clear()  # else tarfile keeps a description of every file
                     folder, _, name = member.name.rpartition("/")
                     stem, dot, extension = name.partition(".")
                     place = column_of(extension)
