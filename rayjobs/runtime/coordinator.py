@@ -19,13 +19,13 @@ import numpy as np
 import ray
 
 from rayjobs.runtime.counters import RunCounters
+from rayjobs.runtime.data_notes import DataNotes
 from rayjobs.runtime.dispatch import Dispatcher
 from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
 from sharpening.data.prompts import Stream
-from sharpening.data.reading import told
 from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
 from sharpening.rewards.mix import Mix
@@ -93,7 +93,7 @@ class Coordinator:
         self._counters = RunCounters(spec.run, spec.updates)
         self._shown: dict[str, Any] = {}  # newest numbers of all gauges
         self._refreshed = time.monotonic()
-        self._known_faults: set[str] = set()
+        self._data_notes = DataNotes(spec.updates)
         self._attempt = 0
         self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
@@ -161,6 +161,7 @@ class Coordinator:
         self._hand_over.begin(version, self._attempt)
         if [row["update"] for row in self._metrics.rows] != [row["update"] for row in rows]:
             self._guard(lambda: self._metrics.rewrite(rows))
+        self._data_notes.begin(rows)
         self._known = None
         self._finished_at = time.monotonic()
         await self._state.notify()
@@ -274,24 +275,11 @@ class Coordinator:
         self._show(merged)
         self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
-        self._tell_data(update)
+        if said := self._data_notes.after(merged):
+            self._state.say(said, "data", update=update)
         self._tell_dropped(update, [entry for summary in summaries for entry in summary.dropped])
         await self._state.notify()
         return None if written else self._state.stop
-
-    def _tell_data(self, update: int) -> None:
-        """What was wrong with examples: once when it is first met, once as a sum at the end."""
-        rows = self._metrics.rows
-        sums: Counter[str] = Counter()
-        for row in rows:
-            sums.update({name: row[name] for name in row if name.startswith("skipped_") or name == "truncated"})
-        if sentence := told(sums):
-            before = self._known_faults
-            self._known_faults = set(sums)
-            if update + 1 == self._spec.updates:
-                self._state.say(f"in all {update + 1} updates, {sentence}", "data", update=update, **sums)
-            elif self._known_faults - before:
-                self._state.say(f"update {update}: {sentence}; the metrics go on counting", "data", update=update)
 
     def _tell_dropped(self, update: int, dropped: list[tuple[int, str]]) -> None:
         """One line an update, however many prompts it lost."""

@@ -17,7 +17,8 @@ ATTEMPTS = 100
 """Examples that are tried for one slot before the data count as unusable."""
 LOOKED_AT = 32
 """Examples that are tried before a run starts."""
-SKIPPED = "skipped"
+SKIPPED, TRUNCATED = "skipped", "truncated"
+"""Columns of a metrics row: examples that were skipped, prompts that were cut."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def data_columns(skipped: Iterable[tuple[int, str]], truncated: int = 0) -> dict
         `skipped`, `skipped_REASON` each, and `truncated`.
     """
     reasons = Counter(f"{SKIPPED}_" + re.sub(r"\W+", "_", reason) for _, reason in skipped)
-    found = {SKIPPED: reasons.total(), **dict(sorted(reasons.items())), "truncated": truncated}
+    found = {SKIPPED: reasons.total(), **dict(sorted(reasons.items())), TRUNCATED: truncated}
     return {name: count for name, count in found.items() if count}
 
 
@@ -148,6 +149,6 @@ def told(columns: Mapping[str, float]) -> str:
     parts = []
     if reasons:
         parts.append(f"examples were skipped and others took their place ({', '.join(reasons)})")
-    if columns.get("truncated"):
-        parts.append(f"{int(columns['truncated'])} prompts are longer than the model reads and were cut")
+    if columns.get(TRUNCATED):
+        parts.append(f"{int(columns[TRUNCATED])} prompts are longer than the model reads and were cut")
     return "; ".join(parts)
