@@ -164,8 +164,8 @@ def data_errors(options: JobOptions) -> Iterator[None]:
     except (PromptFileError, DataFileError) as error:
         problem, _, remedy = str(error).rpartition("; ")
         option = place(options)[0]
-        for name in ("image_column", "caption_column"):
-            if f"column {getattr(options, name, None)!r}" in problem:
+        for name, denied in (("caption_column", "not image bytes"), ("image_column", "not text")):
+            if f"column {getattr(options, name, None)!r}" in problem and denied not in problem:
                 option = name
         if "BuilderConfig" in problem or "onfig name" in problem:
             option = "dataset_config_name"
