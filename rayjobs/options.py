@@ -319,6 +319,9 @@ class ImageOptions(DatasetOptions):
     )
     image_column: str = option("image", "data", "column", "where the data keep images: PNG, JPEG or WebP")
     caption_column: str = option("text", "data", "column", "where the data keep their captions")
+    aspect_ratio_buckets: bool = option(
+        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
+    )
 
 
 class PairOptions(PromptOptions):

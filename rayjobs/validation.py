@@ -12,7 +12,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
 from rayjobs.errors import OptionError
-from rayjobs.options import EMBEDDED, JobOptions
+from rayjobs.options import EMBEDDED, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
@@ -304,7 +304,21 @@ def check_data(options: JobOptions) -> None:
     """Refuse training data that are absent, empty, broken or lack a column; a few examples are read."""
     from rayjobs.runtime.training_data import check_source
 
+    if isinstance(options, ImageOptions) and options.aspect_ratio_buckets:
+        check_buckets(options)
     check_source(options)
+
+
+def check_buckets(options: ImageOptions) -> None:
+    """Refuse buckets of images that are all squares, and for models that draw squares only."""
+    from sharpening.policies import ANY_SHAPE, family_of
+
+    name, model = "aspect_ratio_buckets", getattr(options, "pretrained_model_name_or_path", EMBEDDED)
+    if options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
+        raise OptionError(name, "the embedded images are all squares", "leave it out, or pass --train_data")
+    folder = None if model == EMBEDDED else local_folder(name, model)
+    if folder is not None and family_of(folder) not in ANY_SHAPE:
+        raise OptionError(name, f"is for models of the families {', '.join(ANY_SHAPE)}", "leave it out")
 
 
 def new_run_folder(method: str) -> str:

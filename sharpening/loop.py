@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
+from sharpening.data.bucket_stream import stream_of
 from sharpening.data.prompts import Stream
-from sharpening.data.reading import data_columns, read
+from sharpening.data.reading import counts_of, data_columns, read
 from sharpening.data.source import Source
 from sharpening.learning_rate import learning_rate_at
 from sharpening.methods.base import Experience, Method, Seeds
@@ -64,7 +65,7 @@ def train_in_process(
         eps=options.adam_epsilon,
         weight_decay=options.adam_weight_decay,
     )
-    stream = Stream(len(source), options.seed, options.prompts_per_update)
+    stream = stream_of(len(source), counts_of(source), options.seed, options.prompts_per_update)
     mix = mix_of(score)
     history: list[dict[str, float]] = []
     state, spent = b"", 0

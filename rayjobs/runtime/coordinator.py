@@ -25,6 +25,7 @@ from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, roll
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
+from sharpening.data.bucket_stream import stream_of
 from sharpening.data.prompts import Stream
 from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
@@ -51,6 +52,7 @@ class CoordinatorSpec:
         max_failed_share: Share of an update's prompts that may fail to score.
         mix: How several rewards become one; `None` where there is one.
         watched: Names of the rewards that are only watched.
+        buckets: Examples of each bucket of the source; empty where it has none.
     """
 
     run: str
@@ -64,6 +66,7 @@ class CoordinatorSpec:
     max_failed_share: float
     mix: Mix | None = None
     watched: tuple[str, ...] = ()
+    buckets: tuple[int, ...] = ()
 
 
 class Coordinator:
@@ -116,7 +119,8 @@ class Coordinator:
         await self._state.notify()
 
     def _open(self, examples: int) -> None:
-        self._stream = Stream(examples, self._spec.run_seed, self._spec.prompts_per_update)
+        spec = self._spec
+        self._stream = stream_of(examples, spec.buckets, spec.run_seed, spec.prompts_per_update)
         self._dispatcher.open = True
 
     async def start(self, actors: dict[str, Any], source: list[Any], fresh: bool) -> None:

@@ -193,6 +193,13 @@ def _images(options: JobOptions) -> "Source":
         from sharpening.shapes.dataset import EmbeddedImages
 
         return EmbeddedImages(min(options.max_train_samples or EMBEDDED_IMAGES, EMBEDDED_IMAGES))
+    if options.aspect_ratio_buckets:
+        from sharpening.data.buckets import BucketedImages, bucket_sizes, step_of
+
+        side = resolution(options)
+        sizes = bucket_sizes(side, step_of(side))
+        rows, columns = _rows(options), (options.image_column, options.caption_column)
+        return BucketedImages(rows, *columns, sizes, at_least=options.prompts_per_update)
     from sharpening.data.images import ImageFile
 
     return ImageFile(_rows(options), options.image_column, options.caption_column, resolution(options))

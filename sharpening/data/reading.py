@@ -45,6 +45,18 @@ class Bucketed(Protocol):
     counts: tuple[int, ...]
 
 
+def counts_of(source: object) -> tuple[int, ...]:
+    """Examples of each bucket of a source.
+
+    Args:
+        source: any source, or none.
+
+    Returns:
+        Their numbers; empty where it has no buckets.
+    """
+    return source.counts if isinstance(source, Bucketed) else ()
+
+
 def read(source: Source, items: Sequence[int], run_seed: int, update: int, slots: Sequence[int]) -> Reading:
     """The examples of some slots of an update; one that cannot be used gives way to another of its kind.
 

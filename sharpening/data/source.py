@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 Kind = Literal["prompts", "images", "pairs"]
 """What an example is: a prompt, an image and its caption, or a preferred and another image of one caption."""
@@ -49,10 +49,13 @@ class Batch:
         prompts: P prompts.
         images: k images of each prompt. 0: prompts alone (height and width are 0 too); 1: an image of the prompt; 2:
             the preferred image, then the other.
+        sizes: SDXL's size ids of each image (height and width of the original, top and left of the cut, height and
+            width of the image), in pixels; None where all images are squares of the model's resolution.
     """
 
     prompts: list[str]
     images: UInt8[np.ndarray, "prompt image height width 3"]
+    sizes: Int64[np.ndarray, "prompt 6"] | None = None
 
     def __len__(self) -> int:
         """Number of examples P."""
@@ -75,12 +78,14 @@ class Batch:
         """Several batches as one.
 
         Args:
-            batches: at least one, images of the same number and size.
+            batches: at least one, images of the same number and size, all or none with size ids.
 
         Returns:
             Their examples, one batch after the other.
         """
-        return cls([p for batch in batches for p in batch.prompts], np.concatenate([b.images for b in batches]))
+        sizes = [batch.sizes for batch in batches if batch.sizes is not None]
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        return cls(prompts, np.concatenate([b.images for b in batches]), np.concatenate(sizes) if sizes else None)
 
     def select(self, indices: Sequence[int]) -> Batch:
         """Some of the examples, in the order given.
@@ -91,7 +96,9 @@ class Batch:
         Returns:
             A batch of `len(indices)` examples.
         """
-        return Batch([self.prompts[i] for i in indices], self.images[np.asarray(indices, dtype=np.intp)])
+        rows = np.asarray(indices, dtype=np.intp)
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return Batch([self.prompts[i] for i in indices], self.images[rows], sizes)
 
 
 class Source(Protocol):
