@@ -24,7 +24,7 @@ from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
-from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
+from rayjobs.runtime.training_data import PAIRS, rank_tasks, source_note, training_source, write_ranked
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -137,7 +137,7 @@ class Run:
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
-        for note in (reserved.note, launch.compiler_note(device)):
+        for note in (reserved.note, launch.compiler_note(device), source_note(self.source)):
             if note:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)

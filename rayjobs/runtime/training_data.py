@@ -112,10 +112,32 @@ def check_source(options: JobOptions) -> None:
     """  # noqa: DOC502
     from sharpening.data.reading import look
 
+    if isinstance(options, ImageOptions):  # sizes of all images are read once, when the run starts
+        options = options.model_copy(update={"aspect_ratio_buckets": False})
     source = open_source(options)
     if place(options)[1] != EMBEDDED:
         with data_errors(options):
             look(source)
+
+
+def source_note(source: "Source | None") -> str:
+    """What a run's log says about its examples.
+
+    Args:
+        source: The examples.
+
+    Returns:
+        Shapes and numbers of buckets; empty where there are none.
+    """
+    from sharpening.data.buckets import BucketedImages
+
+    if not isinstance(source, BucketedImages):
+        return ""
+    shapes = ", ".join(
+        f"{width}×{height} ({n})" for (height, width), n in zip(source.sizes, source.counts, strict=True)
+    )
+    unreadable = f"; {source.left_out} that cannot be opened are left out" if source.left_out else ""
+    return f"{len(source)} images in {len(source.sizes)} shapes, width × height: {shapes}{unreadable}"
 
 
 def place(options: JobOptions) -> tuple[str, str]:

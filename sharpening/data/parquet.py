@@ -51,6 +51,7 @@ class RowFile(Rows):
         self.path: Path = Path(path).absolute()
         self._file: pq.ParquetFile | None = None
         self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._kept = 0  # bytes of those
         with _read_errors(self.path):
             metadata = self._opened().metadata
             self.schema: pa.Schema = self._opened().schema_arrow
@@ -64,7 +65,7 @@ class RowFile(Rows):
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_tables": OrderedDict()}
+        return self.__dict__ | {"_file": None, "_tables": OrderedDict(), "_kept": 0}
 
     def check_groups(self, columns: Sequence[str]) -> None:
         """Refuse a file whose row groups are too large to be read for one row.
@@ -120,8 +121,9 @@ class RowFile(Rows):
         key = (group, columns)
         if key not in self._tables:
             self._tables[key] = self._opened().read_row_group(group, columns=list(columns))
-            while len(self._tables) > 1 and sum(table.nbytes for table in self._tables.values()) > CACHE_BYTES:
-                self._tables.popitem(last=False)
+            self._kept += self._tables[key].nbytes
+            while len(self._tables) > 1 and self._kept > CACHE_BYTES:
+                self._kept -= self._tables.popitem(last=False)[1].nbytes
         self._tables.move_to_end(key)
         return self._tables[key]
 

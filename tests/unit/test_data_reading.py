@@ -177,6 +177,8 @@ def test_a_run_speaks_of_each_fault_once_and_of_the_sum_at_the_end():
     resumed = DataNotes(5)
     resumed.begin([*rows[:3], {"update": 3, "skipped_tie": float("nan")}])
     assert "3 tie" in resumed.after(rows[4])
+    resumed.begin(rows[:2])  # the learner went back
+    assert "2 tie" in resumed.after(rows[4])
 
 
 # -- in training ---------------------------------------------------------------------------------------------------

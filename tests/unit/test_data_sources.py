@@ -351,6 +351,17 @@ def test_a_row_group_is_read_once_and_then_remembered(tmp_path, monkeypatch):
     assert [group for group, columns in read if columns == ("image",)] == [0, 1, 2]
 
 
+def test_the_cache_keeps_what_was_read_last(tmp_path, monkeypatch):
+    rows = parquet.RowFile(save(tmp_path / "a.parquet", image_rows(24)))
+    rows.rows([0], ["image"])
+    monkeypatch.setattr(parquet, "CACHE_BYTES", int(2.5 * rows._kept))
+    read, original = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **b: read.append(a[1]) or original(*a, **b))
+    for index in (4, 8, 12, 16, 12, 17, 8, 12):
+        rows.rows([index], ["image"])
+    assert read == [1, 2, 3, 4, 2, 3]
+
+
 def test_a_million_rows_open_at_once_and_are_read_in_constant_time(tmp_path):
     count, per_group = 1_000_000, 1000
     png = encoded(picture(0, 4, 4))
