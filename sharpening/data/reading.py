@@ -154,13 +154,14 @@ def told(columns: Mapping[str, float]) -> str:
         What was skipped and cut, with counts; empty where nothing was.
     """
     reasons = [
-        f"{int(count)} {name.removeprefix(SKIPPED + '_').replace('_', ' ')}"
+        f"{name.removeprefix(SKIPPED + '_').replace('_', ' ')}: {int(count)}"
         for name, count in columns.items()
         if name.startswith(SKIPPED + "_") and count
     ]
     parts = []
     if reasons:
         parts.append(f"examples were skipped and others took their place ({', '.join(reasons)})")
-    if columns.get(TRUNCATED):
-        parts.append(f"{int(columns[TRUNCATED])} prompts are longer than the model reads and were cut")
+    if cut := int(columns.get(TRUNCATED, 0)):
+        subject, verb = ("1 prompt is", "was") if cut == 1 else (f"{cut} prompts are", "were")
+        parts.append(f"{subject} longer than the model reads and {verb} cut")
     return "; ".join(parts)

@@ -154,7 +154,7 @@ def test_counts_become_columns_and_sentences():
     assert columns == {"skipped": 3, "skipped_corrupt_image": 2, "skipped_empty_caption": 1, "truncated": 2}
     assert data_columns([]) == {}
     assert told({"loss": 1.0, **columns}) == (
-        "examples were skipped and others took their place (2 corrupt image, 1 empty caption); 2 prompts are longer "
+        "examples were skipped and others took their place (corrupt image: 2, empty caption: 1); 2 prompts are longer "
         "than the model reads and were cut"
     )
     assert told({"skipped": 0, "truncated": 0}) == ""
@@ -170,15 +170,15 @@ def test_a_run_speaks_of_each_fault_once_and_of_the_sum_at_the_end():
     rows = [{"update": u} | (data_columns([(0, "tie")], truncated=u == 2) if u else {}) for u in range(5)]
     said = [notes.after(row) for row in rows]
     assert [bool(sentence) for sentence in said] == [False, True, True, False, True]
-    assert "1 tie" in said[1]
-    assert "1 prompts are longer" in said[2]
+    assert "tie: 1" in said[1]
+    assert "1 prompt is longer" in said[2]
     assert said[4].startswith("data, over all updates")
-    assert "4 tie" in said[4]
+    assert "tie: 4" in said[4]
     resumed = DataNotes(5)
     resumed.begin([*rows[:3], {"update": 3, "skipped_tie": float("nan")}])
-    assert "3 tie" in resumed.after(rows[4])
+    assert "tie: 3" in resumed.after(rows[4])
     resumed.begin(rows[:2])  # the learner went back
-    assert "2 tie" in resumed.after(rows[4])
+    assert "tie: 2" in resumed.after(rows[4])
 
 
 # -- in training ---------------------------------------------------------------------------------------------------
