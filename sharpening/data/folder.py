@@ -69,10 +69,6 @@ class FolderRows(Rows):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_table": None}
 
-    def where(self, index: int) -> str:
-        """How errors name a row: by its file where it has one."""
-        return f"row {index} (the first is 0) of {self.path}"
-
     def rows(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
         """Some rows; images are read by whoever needs them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sharpening.data.rows import JoinedRows, Rows
@@ -54,11 +55,19 @@ def _open_folder(folder: Path) -> Rows:
 
     if found := metadata_files(folder):
         return _joined(folder, [FolderRows(file) for file in found])
-    for suffix in (".tar", ".parquet"):
-        if files := sorted(file for file in folder.rglob(f"*{suffix}") if not file.name.startswith(".")):
-            return _joined(folder, [open_rows(file) for file in files])
+    if files := _files(folder, ".tar"):
+        return _joined(folder, [open_rows(file) for file in files])
+    if files := _files(folder, ".parquet"):
+        from sharpening.data.parquet import ReadCache, RowFile
+
+        cache = ReadCache()
+        return _joined(folder, [RowFile(file, cache) for file in files])
     raise DataFileError(f"{folder} holds no training data; pass {KINDS}")
 
 
-def _joined(folder: Path, parts: list[Rows]) -> Rows:
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return sorted(file for file in folder.rglob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def _joined(folder: Path, parts: Sequence[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else JoinedRows(folder, parts)

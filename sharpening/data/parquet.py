@@ -29,6 +29,59 @@ READING = {"pre_buffer": False, "buffer_size": 2**20}
 """Arrow's default keeps every byte that it has read until the file is closed."""
 
 
+OPEN_FILES = 64
+"""Files read last that stay open; of a folder there may be thousands."""
+
+
+class ReadCache:
+    """Open files and row groups that were read last, of one file or of all files of a folder."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._tables: OrderedDict[tuple[Path, int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self.kept = 0  # bytes of the tables
+
+    def __reduce__(self) -> tuple[type[ReadCache], tuple[()]]:
+        return ReadCache, ()
+
+    def file(self, path: Path) -> pq.ParquetFile:
+        """An open file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            It, opened if it is not open.
+        """
+        if path not in self._files:
+            self._files[path] = pq.ParquetFile(path, **READING)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def table(self, path: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
+        """A row group.
+
+        Args:
+            path: the file.
+            group: number of the row group.
+            columns: the columns that are wanted.
+
+        Returns:
+            Those columns.
+        """
+        key = (path, group, columns)
+        if key not in self._tables:
+            self._tables[key] = self.file(path).read_row_group(group, columns=list(columns))
+            self.kept += self._tables[key].nbytes
+            while len(self._tables) > 1 and self.kept > CACHE_BYTES:
+                self.kept -= self._tables.popitem(last=False)[1].nbytes
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
 class RowFile(Rows):
     """Rows of a Parquet file in any order, read by row groups.
 
@@ -39,22 +92,21 @@ class RowFile(Rows):
         schema: columns and their types.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, cache: ReadCache | None = None) -> None:
         """Open a file.
 
         Args:
             path: a Parquet file.
+            cache: what remembers the row groups read last; its own where none is shared.
 
         Raises:
             DataFileError: if the file is absent, unreadable or without rows.
         """  # noqa: DOC502
         self.path: Path = Path(path).absolute()
-        self._file: pq.ParquetFile | None = None
-        self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
-        self._kept = 0  # bytes of those
+        self._cache = cache or ReadCache()
         with _read_errors(self.path):
-            metadata = self._opened().metadata
-            self.schema: pa.Schema = self._opened().schema_arrow
+            metadata = self._cache.file(self.path).metadata
+            self.schema: pa.Schema = self._cache.file(self.path).schema_arrow
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if len(self) == 0:
@@ -63,9 +115,6 @@ class RowFile(Rows):
     def __len__(self) -> int:
         """Number of rows."""
         return int(self._starts[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_tables": OrderedDict(), "_kept": 0}
 
     def check_groups(self, columns: Sequence[str]) -> None:
         """Refuse a file whose row groups are too large to be read for one row.
@@ -76,7 +125,7 @@ class RowFile(Rows):
         Raises:
             DataFileError: if one is above `GROUP_BYTES_LIMIT`.
         """
-        metadata = self._opened().metadata
+        metadata = self._cache.file(self.path).metadata
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             if group.total_byte_size <= GROUP_BYTES_LIMIT:
@@ -108,24 +157,9 @@ class RowFile(Rows):
         with _read_errors(self.path):
             for index in sorted(set(indices)):  # rows of one group together, so that each group is read once
                 group = int(np.searchsorted(self._starts, index, side="right")) - 1
-                table = self._group(group, tuple(columns))
+                table = self._cache.table(self.path, group, tuple(columns))
                 found[index] = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
         return [found[index] for index in indices]
-
-    def _opened(self) -> pq.ParquetFile:
-        if self._file is None:
-            self._file = pq.ParquetFile(self.path, **READING)
-        return self._file
-
-    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        key = (group, columns)
-        if key not in self._tables:
-            self._tables[key] = self._opened().read_row_group(group, columns=list(columns))
-            self._kept += self._tables[key].nbytes
-            while len(self._tables) > 1 and self._kept > CACHE_BYTES:
-                self._kept -= self._tables.popitem(last=False)[1].nbytes
-        self._tables.move_to_end(key)
-        return self._tables[key]
 
 
 @contextmanager

@@ -6,11 +6,10 @@ Opening a shard reads its headers alone and keeps where each file's bytes are, s
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +45,7 @@ def column_of(extension: str) -> tuple[str, str] | None:
 class TarRows(Rows):
     """Examples of a tar shard, in the order of their first files.
 
-    The index (16 bytes a file) travels when this is pickled; the file is opened where it is first read.
+    The index (16 bytes a file) travels when this is pickled.
 
     Attributes:
         path: the shard, absolute.
@@ -63,7 +62,6 @@ class TarRows(Rows):
             DataFileError: if it cannot be read to its end, or holds no example.
         """
         self.path: Path = Path(path).absolute()
-        self._file: int | None = None
         found, kinds, self._count = self._index()
         if not self._count:
             raise DataFileError(
@@ -81,14 +79,6 @@ class TarRows(Rows):
         """Number of examples."""
         return self._count
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
-
-    def __del__(self) -> None:
-        file: int | None = getattr(self, "_file", None)
-        if file is not None:
-            os.close(file)
-
     def rows(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
         """Some examples; of each no file is read but those of the columns.
 
@@ -104,38 +94,39 @@ class TarRows(Rows):
         """
         self.check_indices(indices)
         try:
-            return [{column: self._value(index, column) for column in columns} for index in indices]
+            with self.path.open("rb", buffering=0) as file:
+                return [{column: self._value(file, index, column) for column in columns} for index in indices]
         except OSError as error:
             raise DataFileError(f"{self.path} cannot be read ({error.strerror}); check that it is there") from None
 
-    def _value(self, index: int, column: str) -> bytes | str | None:
-        contents = self._bytes(index, column) if column in self._places else None
+    def _value(self, file: BinaryIO, index: int, column: str) -> bytes | str | None:
+        contents = self._bytes(file, index, column) if column in self._places else None
         if contents is not None and pa.types.is_string(self.column_type(column)):
             return contents.decode("utf-8", errors="replace")
         if contents is None and column in self._fields:
-            value = self._json(index).get(column)
+            value = self._json(file, index).get(column)
             return value if isinstance(value, str) else None
         return contents
 
-    def _json(self, index: int) -> dict[str, Any]:
+    def _json(self, file: BinaryIO, index: int) -> dict[str, Any]:
         """Fields of an example's `.json`; none where it is absent or broken."""
         try:
-            value = json.loads(self._bytes(index, "") or b"{}")
+            value = json.loads(self._bytes(file, index, "") or b"{}")
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
 
     def _texts_of_json(self) -> list[str]:
         first = int(np.flatnonzero(self._places[""][1])[0])
-        return [name for name, value in self._json(first).items() if isinstance(value, str)]
+        with self.path.open("rb", buffering=0) as file:
+            return [name for name, value in self._json(file, first).items() if isinstance(value, str)]
 
-    def _bytes(self, index: int, column: str) -> bytes | None:
+    def _bytes(self, file: BinaryIO, index: int, column: str) -> bytes | None:
         offsets, sizes = self._places[column]
         if not sizes[index]:
             return None
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._file, int(sizes[index]), int(offsets[index]))
+        file.seek(int(offsets[index]))
+        return file.read(int(sizes[index]))
 
     def _index(self) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, str], int]:
         """Offset and size of every example's file by column, the columns' kinds, and the number of examples."""

@@ -168,12 +168,15 @@ def test_tar_shards(tmp_path):
     assert "00001.tar" in source.file.where(7)
 
 
-def test_only_the_files_asked_for_are_read(tmp_path, monkeypatch):
-    import os
+def test_only_the_files_asked_for_are_read(tmp_path):
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            read.append(size)
+            return super().read(size)
 
+    read: list[int] = []
     rows = TarRows(write_tar(tmp_path / "a.tar", shard(range(20))))
-    read, original = [], os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, offset: read.append(size) or original(file, size, offset))
+    rows.path = type("Place", (), {"open": lambda self, *_, **__: Counted(tmp_path / "a.tar")})()
     assert rows.rows([17], ["text"]) == [{"text": "picture 17\n"}]
     assert rows.rows([3], ["image"]) == [{"image": encoded(3)}]
     assert read == [len("picture 17\n"), len(encoded(3))]
@@ -234,6 +237,26 @@ def test_parquet_files_of_a_folder(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "data" / "train-00002.parquet")
     with pytest.raises(DataFileError, match="no column 'image'; choose one of: text"):
         ImageFile(tmp_path, "image", "text", SIZE)
+
+
+def test_files_of_a_folder_share_one_cache_and_few_handles(tmp_path, monkeypatch):
+    from sharpening.data import parquet
+
+    for number in range(6):
+        write_parquet(tmp_path / f"{number}.parquet", range(2 * number, 2 * number + 2))
+    monkeypatch.setattr(parquet, "OPEN_FILES", 2)
+    rows = open_rows(tmp_path)
+    assert isinstance(rows, JoinedRows)
+    cache = rows._parts[0]._cache
+    assert all(part._cache is cache for part in rows._parts)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 2500)  # two or three groups of two images
+    for index in (0, 11, 5, 3, 8, 0):
+        assert rows.rows([index], ["image"]) == [{"image": encoded(index)}]
+        assert cache.kept <= 2500
+        assert len(cache._files) <= 2
+    known = pickle.loads(pickle.dumps(rows))
+    assert known._parts[0]._cache is known._parts[5]._cache is not cache
+    assert known._parts[0]._cache.kept == 0
 
 
 def test_a_choice_is_random_fixed_and_without_repeats(tmp_path):

@@ -354,7 +354,7 @@ def test_a_row_group_is_read_once_and_then_remembered(tmp_path, monkeypatch):
 def test_the_cache_keeps_what_was_read_last(tmp_path, monkeypatch):
     rows = parquet.RowFile(save(tmp_path / "a.parquet", image_rows(24)))
     rows.rows([0], ["image"])
-    monkeypatch.setattr(parquet, "CACHE_BYTES", int(2.5 * rows._kept))
+    monkeypatch.setattr(parquet, "CACHE_BYTES", int(2.5 * rows._cache.kept))
     read, original = [], pq.ParquetFile.read_row_group
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **b: read.append(a[1]) or original(*a, **b))
     for index in (4, 8, 12, 16, 12, 17, 8, 12):
