@@ -12,7 +12,15 @@ from PIL import Image
 
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
-from rayjobs.runtime.training_data import PAIRS, check_source, rank_tasks, training_source, write_ranked
+from rayjobs.runtime.training_data import (
+    PAIRS,
+    check_source,
+    rank_tasks,
+    source_note,
+    training_source,
+    write_ranked,
+)
+from rayjobs.validation import check_buckets
 from sharpening.data.source import Batch
 from sharpening.evaluation.run_folder import RunFolder
 from sharpening.methods.ranking import RankedPairs
@@ -199,3 +207,31 @@ def test_data_that_are_refused(tmp_path: Path, monkeypatch, method, changes, opt
     assert "\n" not in line
     assert caught.value.problem.strip()
     assert caught.value.remedy.strip()
+
+
+def test_buckets_are_opened_by_the_run_and_refused_where_they_mean_nothing(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", ["a", "b", "c"])
+    Image.new("RGB", (20, 10)).save(folder / "0.png")
+    (folder / "2.png").write_bytes(b"no image")
+    chosen = options_class("standard")(
+        resolution=64, train_data_dir=str(folder), aspect_ratio_buckets=True, prompts_per_update=1
+    )
+    check_source(chosen)
+    source = training_source(chosen, RunFolder(tmp_path))
+    assert source is not None
+    assert source.batch([1]).images.shape == (1, 1, 48, 80, 3)
+    assert source_note(source) == (
+        "2 images in 2 shapes, width × height: 64×64 (1), 80×48 (1); 1 that cannot be opened are left out"
+    )
+    assert source_note(training_source(of("rlhf"), RunFolder(tmp_path))) == source_note(None) == ""
+    check_buckets(chosen)
+    with pytest.raises(OptionError, match="--aspect_ratio_buckets: the embedded images are all squares; leave it out"):
+        check_buckets(options_class("standard")(aspect_ratio_buckets=True))
+    model = tmp_path / "model"
+    for part in ("transformer", "vae", "scheduler"):
+        (model / part).mkdir(parents=True)
+        (model / part / "config.json").write_text("{}")
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "PixArtSigmaPipeline"}))
+    square = chosen.model_copy(update={"pretrained_model_name_or_path": str(model)})
+    with pytest.raises(OptionError, match="is for models of the families sd, sdxl"):
+        check_buckets(square)
