@@ -26,7 +26,7 @@ from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
-from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
+from rayjobs.runtime.training_data import PAIRS, rank_tasks, source_note, training_source, write_ranked
 from rayjobs.tracking import Trackers, open_trackers
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
@@ -172,7 +172,7 @@ class Run:
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
         if plan.joins_rewards and plan.scores:
             check_joined(plan.apps, plan.rewards, connection.owned)
-        for note in (reserved.note, launch.compiler_note(device)):
+        for note in (reserved.note, launch.compiler_note(device), source_note(self.source)):
             if note:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)

@@ -101,6 +101,7 @@ def start_coordinator(plan: Plan) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
+    from sharpening.data.reading import counts_of
 
     options, source = plan.options, plan.source
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -114,7 +115,7 @@ def start_coordinator(plan: Plan) -> Any:
             run_seed=options.seed, prompts_per_update=options.prompts_per_update,
             rollout_batch_size=options.rollout_batch_size, staleness=options.staleness,
             updates=options.max_train_steps, max_failed_share=options.max_failed_share, mix=options.mix,
-            watched=tuple(term.name for term in options.watched),
+            watched=tuple(term.name for term in options.watched), buckets=counts_of(source),
         )
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from sharpening.evaluation.cost import peak_rss
 
 if TYPE_CHECKING:
     from rayjobs.runtime.training_data import RankTask
+    from sharpening.data.reading import Reading
     from sharpening.data.source import Source
     from sharpening.methods.base import Experience
     from sharpening.methods.ranking import RankedPairs
@@ -123,12 +124,14 @@ class RolloutActor:
             RewardUnavailable: If the reward stays down.
         """  # noqa: DOC502
         from sharpening.methods.base import Seeds
+        from sharpening.policies.prompt_length import overlong
         from sharpening.rewards.combined import scaled, seen_by
 
         self._use(version, weights)
         score = scaled(self._score, statistics or {})
         reference_nfe = self._reference.nfe
-        batch = self._examples(source).batch(task.items)
+        reading = self._read(source, task)
+        batch = reading.batch
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
         found = self._method.collect(self._policy, self._reference, score, batch, seeds)
         experience = replace(found, version=version)
@@ -145,6 +148,8 @@ class RolloutActor:
             peak_gpu_memory=self._peak_gpu_memory(),
             notes=[f"{self._name}: {note}" for note in self._notes.take()],
             scored=seen_by(score),
+            skipped=reading.skipped,
+            truncated=overlong(self._policy, batch.prompts),
         )
         return (experience if summary.kept else None), summary
 
@@ -188,7 +193,7 @@ class RolloutActor:
 
         assert isinstance(self._method, InRounds)
         self._use(version, weights)
-        batch = self._examples(task.source).batch(task.items)
+        batch = self._read(task.source, task).batch
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
         score = scaled(self._score, task.statistics)
         return self._method.begin_round(self._policy, self._reference, score, batch, seeds, task.state)
@@ -235,12 +240,14 @@ class RolloutActor:
         partial.rename(target)
         return folder
 
-    def _examples(self, source: list[Any]) -> "Source":
-        """The training examples; fetched once."""
+    def _read(self, source: list[Any], task: RolloutTask | RoundTask) -> "Reading":
+        """A task's examples; the source is fetched once."""
+        from sharpening.data.reading import read
+
         if self._source is None:
             self._source = ray.get(source[0])
         assert self._source is not None
-        return self._source
+        return read(self._source, task.items, self._spec.run_seed, task.update, task.slots)
 
     def _use(self, version: int, weights: np.ndarray | None) -> None:
         """Hold the weights of a version."""
