@@ -106,12 +106,12 @@ def test_one_reward_of_weight_one_is_what_it_always_was() -> None:
     assert RLHFOptions(reward="clip:2").mix.weights == {"clip": 2.0}
     mix = RLHFOptions(reward=TWO, reward_combine="ranks").mix
     assert (dict(mix.weights), mix.combine) == ({"clip": 1.0, "embedded-aesthetic": 0.2}, "ranks")
-    assert app_names("r", reward_plans(RLHFOptions()), None) == {"clip": "reward-r"}
+    assert app_names("reward-r", reward_plans(RLHFOptions()), None) == {"clip": "reward-r"}
     watching = RLHFOptions(watch="embedded-aesthetic")
-    assert app_names("r", reward_plans(watching), None) == {
+    assert app_names("reward-r", reward_plans(watching), None) == {
         "clip": "reward-r", "embedded-aesthetic": "reward-r-embedded-aesthetic",
     }  # fmt: skip
-    assert list(app_names("r", reward_plans(RLHFOptions(reward=TWO)), mix).values()) == [
+    assert list(app_names("reward-r", reward_plans(RLHFOptions(reward=TWO)), mix).values()) == [
         "reward-r-clip", "reward-r-embedded-aesthetic",
     ]  # fmt: skip
 

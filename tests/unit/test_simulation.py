@@ -336,7 +336,7 @@ def test_processes_in_proportion(run: Path) -> None:
     ("flags", "message"),
     [
         ([], "--run: nothing says which run's stage times to use; pass its folder as first argument"),
-        (["nowhere"], "--run: cannot read nowhere (No such file or directory); pass a JSON or YAML file"),
+        (["nowhere"], "--run: cannot read nowhere (No such file or directory); pass a JSON, YAML or TOML file"),
         (["RUN", "--actors", "0"], "--actors: every number must be at least 1, and there must be one"),
         (["RUN", "--actors_per_replica", "8", "--reward_replicas", "2"], "--actors_per_replica: and --reward_replicas"),
         (["RUN", "--network_gbit", "25"], "--network_gbit: all actors are on one machine, without a network; pass"),
