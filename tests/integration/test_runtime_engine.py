@@ -152,7 +152,7 @@ def test_a_checkpoint_continues_bit_for_bit(
         assert written < (pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("stage", "adapters"), [(0, {}), (1, {}), (3, LORA)], ids=str)
+@pytest.mark.parametrize(("stage", "adapters"), [(0, {}), (1, {}), (2, LORA)], ids=str)
 def test_bf16_learns_about_the_same_from_float32_master_weights(
     pipeline_folder: Path, brightness: Any, stage: int, adapters: dict[str, Any]
 ) -> None:
@@ -176,6 +176,8 @@ def test_bf16_learns_about_the_same_from_float32_master_weights(
     after = weights(module, engine)
     assert all(value.dtype == torch.bfloat16 and value.isfinite().all() for value in after.values())
     assert any(not torch.equal(after[name], before[name]) for name in after)
+    if stage == 0:  # DeepSpeed tells no master weights then
+        return
     masters = [safe_get_full_fp32_param(p) for p in module.denoiser.parameters() if p.requires_grad]
     assert {value.dtype for value in masters} == {torch.float32}
     # Steps of 1e-3 are below bf16's resolution of weights near 1; what is kept in float32 is finer.
