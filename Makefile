@@ -20,7 +20,7 @@ DEMO_FLAGS ?= --max_train_steps 3 --prompts_per_update 8 --rollout_batch_size 4 
 	--eval_prompts 24 --eval_guidance_scales 1
 PYTEST_ARGS ?=
 
-.PHONY: help env demo demo-quick test lint format bench bench-rewards lock clean
+.PHONY: help env demo demo-quick test lint format bench bench-rewards docs audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,14 @@ bench: $(STAMP) ## measure updates: share of time by stage, Ray against one proc
 
 bench-rewards: $(STAMP) ## measure a reward: in process, through a handle, over HTTP; ARGS="--quick"
 	@$(PY) rayjobs/bench_rewards.py $(ARGS)
+
+docs: $(STAMP) ## build the documentation as a site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+audit: $(STAMP) ## look the installed packages up among known vulnerabilities, on PyPI
+	@# One platform's packages: what the lock has for others is not installed here.
+	@$(VENV)/bin/pip-audit --strict --progress-spinner off --skip-editable
 
 lock: $(STAMP) ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \

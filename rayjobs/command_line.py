@@ -135,8 +135,17 @@ def read_config(path: str, option: str = "config") -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, from_file: str | None, model: type[Options]) -> tuple[str, str, str]:
-    """The first thing that pydantic found: the option, what is wrong, what to do."""
+def explain(error: ValidationError, from_file: str | None, model: type[Options]) -> tuple[str, str, str]:
+    """The first thing that pydantic found.
+
+    Args:
+        error: What making the options raised.
+        from_file: The file that the value stands in, if one.
+        model: The options.
+
+    Returns:
+        The option, what is wrong, what to do.
+    """
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     value = first["input"]
@@ -230,7 +239,7 @@ def read(
         return model(**{**file_values, **flags})
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
-        raise OptionError(*_explain(error, None if name in flags else path, model)) from error
+        raise OptionError(*explain(error, None if name in flags else path, model)) from error
 
 
 def _method(asked: str | None, in_file: Any, methods: Sequence[str], only_help: bool) -> str:

@@ -22,7 +22,9 @@ from sharpening.rewards.terms import Term, parse_names
 __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
 
 RANK = "rank"
-PLACES = ("output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes")
+PLACES = (
+    "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
+)  # fmt: skip
 """Options that say where a run is."""
 TRAINING = TrainingOptions()
 GROUPS = {
@@ -99,6 +101,12 @@ class JobOptions(RewardOptions):
     max_failed_share: float = option(
         TRAINING.max_failed_share, "reward", "share of an update's prompts",
         "prompts that may fail to score before the run stops", resume=False, ge=0, lt=1,
+    )  # fmt: skip
+
+    served_rewards: str | None = option(
+        None, "reward", "application",
+        "ask rewards that the cluster serves already instead of starting any: the application of that name, or with "
+        "several rewards NAME-<reward> of each", shown="starts its own", resume=False,
     )  # fmt: skip
 
     watch: str = option(

@@ -45,6 +45,17 @@ def selector(label: str | None) -> dict[str, str] | None:
     return None if label is None else dict([label.split("=")])
 
 
+def spread() -> str | None:
+    """How rollout actors are placed.
+
+    Returns:
+        Ray's strategy that keeps them apart; `None` within a placement group, whose bundles were made for them.
+    """
+    from ray.util import get_current_placement_group
+
+    return None if get_current_placement_group() else "SPREAD"
+
+
 def check_joins(options: "JobOptions") -> None:
     """Refuse labels where a run starts a Ray of its own, whose one node has none.
 

@@ -151,13 +151,14 @@ class RewardServer:
 
         Returns:
             `requests`, `batches`, `images`; `batch_images`, batches by their number of images; `cpu_seconds` of the
-            process and its id, `pid`; `weights`, the scorer's keyword arguments; `refused`, why newer ones were not
-            taken over, or None; and what the scorer counts itself, if it has `statistics`.
+            process and its id, `pid`; `reward`, what it serves, and `weights`, the scorer's keyword arguments;
+            `refused`, why newer ones were not taken over, or None; and what the scorer counts itself, if it has
+            `statistics`.
         """
         own = getattr(self._scorer, "statistics", dict)
         return {
             **own(), **self._counts, "batch_images": dict(self._batch_images), "cpu_seconds": time.process_time(),
-            "pid": os.getpid(), "weights": self._loaded, "refused": self._refused,
+            "pid": os.getpid(), "reward": self._options.reward, "weights": self._loaded, "refused": self._refused,
         }  # fmt: skip
 
     def check_health(self) -> None:

@@ -31,16 +31,21 @@ if _WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
+OWN_RAY = "test_reward_serve.py"
+MORE = "test_runtime_rewards.py"  # where there is room for it
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell pytest-xdist which tests stay together: a process can hold one Ray, and two Rays at a time are enough."""
+    items.sort(key=lambda item: item.path.name != OWN_RAY)  # before one that is shared is there to stay
     for item in items:
-        kind = item.path.parent.name
-        if kind == "faults":
-            item.add_marker(pytest.mark.xdist_group("faults"))
-        elif "local_ray" in getattr(item, "fixturenames", ()) or item.path.name == "test_reward_serve.py":
+        used = getattr(item, "fixturenames", ())
+        if item.path.name == OWN_RAY or "undisturbed" in used or item.path.name in ("test_runtime.py", MORE):
             item.add_marker(pytest.mark.xdist_group("ray"))
-        elif kind == "integration":
+        elif "local_ray" in used:
+            item.add_marker(pytest.mark.xdist_group("faults"))
+        elif item.path.parent.name == "integration":
             item.add_marker(pytest.mark.xdist_group("jobs"))
 
 

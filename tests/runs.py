@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +193,7 @@ class Saboteur(threading.Thread):
                 deed()
         except BaseException as error:
             self.error = error
+            traceback.print_exc()  # the run may fail for want of the deed, and its error hide this one
 
     def finish(self) -> None:
         """Wait for the last deed; raise what went wrong."""
@@ -240,11 +242,27 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(models: Models, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(models: Models, local_ray: None) -> str:
+    """Application of a reward that runs share which do nothing to it: `served_rewards`."""
+    from reward_servers.applications import start_reward_app
+    from reward_servers.options import RewardAppOptions
+
+    def start() -> str:
+        start_reward_app(RewardAppOptions(name="served", reward="clip", model=str(models.clip), num_cpus=0.1))
+        return "served"
+
+    return _once("served", start)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(models: Models, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with one rollout actor and one learner, which nothing disturbed."""
     from rayjobs.runtime.driver import run
 
-    return _once("undisturbed", lambda: run(options(models, tmp_path_factory.mktemp("runs") / "undisturbed")))
+    def make() -> Path:
+        return run(options(models, tmp_path_factory.mktemp("runs") / "undisturbed", served_rewards=served))
+
+    return _once("undisturbed", make)
 
 
 _MADE: dict[str, Any] = {}

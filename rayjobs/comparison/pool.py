@@ -84,7 +84,7 @@ def pool(
 
     asked = sum(plan.replicas * plan.threads for plan in rewards)
     connection = cluster.join(address, f"sharpening-{name}", count * threads + asked)
-    apps, actors = app_names(name, rewards, mix), []
+    apps, actors = app_names(f"reward-{name}", rewards, mix), []
     try:
         resources = ray.cluster_resources()
         device = "cuda" if resources.get("GPU") else "cpu"

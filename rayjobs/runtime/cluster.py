@@ -10,7 +10,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
-from rayjobs.rewards import reward_plans
+from rayjobs.rewards import RewardPlan, reward_plans
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -149,8 +149,20 @@ def threads_wanted(options: JobOptions) -> int:
     return (
         options.num_rollout_actors * options.rollout_threads
         + options.num_learners * options.learner_threads
-        + sum(plan.replicas * plan.threads for plan in reward_plans(options))
+        + sum(plan.replicas * plan.threads for plan in own_rewards(options))
     )
+
+
+def own_rewards(options: JobOptions) -> tuple[RewardPlan, ...]:
+    """The rewards that a run serves itself.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        Their plans; none where it asks rewards that are served already.
+    """
+    return () if options.served_rewards else reward_plans(options)
 
 
 def connect(options: JobOptions, namespace: str) -> Connection:
@@ -258,7 +270,7 @@ def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Rese
 
 def _gpu_parts(options: JobOptions, gpus: float) -> tuple[float, float, float]:
     """A GPU a learner; what is left, or a part of the learners' when nothing is, for actors and rewards."""
-    others = options.num_rollout_actors + sum(plan.replicas for plan in reward_plans(options))
+    others = options.num_rollout_actors + sum(plan.replicas for plan in own_rewards(options))
     left = gpus - options.num_learners
     if left >= others:
         return 1.0, 1.0, 1.0

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
+from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.report import Report
@@ -27,16 +28,20 @@ from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
 from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
+Observer = Callable[[int, float], None]
+"""Told the updates made, and the mean reward of held-out images after them."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.5  # seconds between two looks at the run
 GRACE = 120.0  # seconds that an interrupted learner has to finish its update and write a checkpoint
 
 
-def run(options: JobOptions) -> Path:
+def run(options: JobOptions, reserved: cluster.Reservations | None = None, observe: Observer | None = None) -> Path:
     """Run a fine-tuning job from start to end.
 
     Args:
         options: Validated options.
+        reserved: What each of its processes reserves; `None` shares the whole cluster among them.
+        observe: Told how held-out prompts fare, after each look at them.
 
     Returns:
         The run folder.
@@ -46,7 +51,7 @@ def run(options: JobOptions) -> Path:
         OptionError: If the cluster or the folder does not fit the options.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint was written.
     """  # noqa: DOC502
-    return Run(options).execute()
+    return Run(options, reserved, observe).execute()
 
 
 class Run:
@@ -54,9 +59,14 @@ class Run:
 
     Args:
         options: Validated options.
+        reserved: What each of its processes reserves; `None` shares the whole cluster among them.
+        observe: Told how held-out prompts fare, after each look at them.
     """
 
-    def __init__(self, options: JobOptions) -> None:
+    def __init__(
+        self, options: JobOptions, reserved: cluster.Reservations | None = None, observe: Observer | None = None
+    ) -> None:
+        self._reserved, self._observe = reserved, observe
         self.options = options
         self.started = time.monotonic()
         self.progress = ProgressLine(options.method)
@@ -133,10 +143,12 @@ class Run:
         resources = ray.cluster_resources()
         gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and resources.get("GPU", 0) > 0)
         device = "cuda" if gpu else "cpu"
-        reserved = placement.reserve(options, ray.nodes(), resources, gpu)
+        reserved = self._reserved or placement.reserve(options, ray.nodes(), resources, gpu)
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
+        if plan.joins_rewards and plan.scores:
+            check_joined(plan.apps, plan.rewards, connection.owned)
         for note in (reserved.note, launch.compiler_note(device)):
             if note:
                 self.progress.say(note)
@@ -207,6 +219,8 @@ class Run:
                 write_look(self.folder, parts, self.options.guidance_scale, self.options.seed)
                 self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
+                if self._observe and held_out.newest["reward"] is not None:
+                    self._observe(held_out.newest["update"], held_out.newest["reward"])
                 if alarm:
                     self.coordinator.note.remote(alarm, "alarm")
 

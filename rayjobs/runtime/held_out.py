@@ -81,6 +81,11 @@ class HeldOut:
         self._alarmed = True
         return finding.sentence
 
+    @property
+    def newest(self) -> Row:
+        """The newest look."""
+        return self._rows[-1]
+
     def told(self) -> str:
         """The newest look in one line, for the run's log."""
         newest = self._rows[-1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import EMBEDDED, JobOptions
-from rayjobs.placement import selector
+from rayjobs.placement import selector, spread
 from rayjobs.rewards import RewardPlan, reward_plans
 from rayjobs.runtime import checkpoints, cluster
 from rayjobs.runtime.rewards import app_names, served
@@ -59,7 +59,12 @@ class Plan:
     @property
     def apps(self) -> dict[str, str]:
         """Names of the rewards' applications on Serve, by the reward's name."""
-        return app_names(self.name, self.rewards, self.options.mix)
+        return app_names(self.options.served_rewards or f"reward-{self.name}", self.rewards, self.options.mix)
+
+    @property
+    def joins_rewards(self) -> bool:
+        """Whether the rewards are served already, by somebody else, and outlive the run."""
+        return self.options.served_rewards is not None
 
     @property
     def scores(self) -> bool:
@@ -135,7 +140,7 @@ def start_actors(plan: Plan) -> None:
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
-            max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy="SPREAD",
+            max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy=spread(),
             label_selector=selector(options.rollout_nodes),
             runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip

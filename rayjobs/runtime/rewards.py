@@ -22,19 +22,17 @@ REWARD_START_S = 600.0  # for a replica to load on a busy machine; one that fail
 REWARD_POLL_S = 1.0  # seconds between two looks at the replicas
 
 
-def app_names(run: str, plans: Sequence[RewardPlan], mix: Mix | None) -> dict[str, str]:
+def app_names(alone: str, plans: Sequence[RewardPlan], mix: Mix | None) -> dict[str, str]:
     """What a run's rewards are called on Serve.
 
     Args:
-        run: The run's name.
+        alone: What one reward that judges is called; a run's own are `reward-<run>`.
         plans: The run's rewards.
         mix: How several are combined; `None` where one judges.
 
     Returns:
-        Names of applications by the reward's name: `reward-<run>` for the one that judges, else
-        `reward-<run>-<reward>`.
+        Names of applications by the reward's name: `alone` for the one that judges, else `<alone>-<reward>`.
     """
-    alone = f"reward-{run}"
     return {plan.name: alone if mix is None and not plan.watched else f"{alone}-{plan.name}" for plan in plans}
 
 
@@ -105,7 +103,7 @@ class Rewards(threading.Thread):
         """Start them, then watch them; a failure to start ends the run."""
         import ray
 
-        from reward_servers.applications import start_reward_apps
+        from reward_servers.applications import replica_counts, start_reward_apps
 
         # Serve's own lines would run through the progress line; what matters of them the coordinator says.
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -116,7 +114,7 @@ class Rewards(threading.Thread):
             for plan in self._plan.rewards
         ]
         try:
-            if self._plan.scores:
+            if self._plan.scores and not self._plan.joins_rewards:
                 start_reward_apps(wanted, timeout_s=REWARD_START_S)
         except Exception as error:
             logger.info("a reward did not start", exc_info=error)
@@ -127,7 +125,8 @@ class Rewards(threading.Thread):
             fresh = options.resume_from_checkpoint is None
             self._coordinator.start.remote(self._plan.actors, [self._source], fresh)
             if self._plan.scores:
-                self._watch({app.name: app.num_replicas for app in wanted})
+                joined = replica_counts() if self._plan.joins_rewards else {}
+                self._watch({app.name: joined.get(app.name, app.num_replicas) for app in wanted})
 
     def _watch(self, wanted: dict[str, int]) -> None:
         """Say when replicas are missing, and when they are all back."""
@@ -149,7 +148,7 @@ class Rewards(threading.Thread):
         """Take the applications off Serve; others of the cluster stay."""
         from reward_servers.applications import stop_reward_app
 
-        if not self._plan.scores:
+        if not self._plan.scores or self._plan.joins_rewards:
             return
         for name in self._plan.apps.values():
             try:

@@ -16,9 +16,9 @@ from rayjobs.errors import RunStopped
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from tests import runs
-from tests.runs import Models, local_ray, models, undisturbed
+from tests.runs import Models, local_ray, models, served, undisturbed
 
-__all__ = ["local_ray", "models", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
 
 
 def resume(stopped: RunStopped, models: Models) -> Path:
@@ -90,14 +90,15 @@ def test_a_reward_that_is_not_a_number_stops_the_run(models: Models, local_ray: 
     assert runs.curve(tmp_path / "nan-reward") == []
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(models: Models, local_ray: None, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_run(models: Models, served: str, tmp_path: Path) -> None:
     folder = tmp_path / "nan-loss"
     with pytest.raises(RunStopped, match=r"of update 1 is not finite; lower --learning_rate") as stopped:
         run(
             runs.options(
-                models, folder, learning_rate=1e30, lr_warmup_steps=0, lr_scheduler="constant", checkpointing_steps=1
+                models, folder, learning_rate=1e30, lr_warmup_steps=0, lr_scheduler="constant", checkpointing_steps=1,
+                served_rewards=served,
             )
-        )
+        )  # fmt: skip
     assert [row["update"] for row in runs.curve(folder)] == [0]
     assert stopped.value.resume.endswith("checkpoint-000001")
     assert checkpoints.read(checkpoints.path_for(folder / "checkpoints", 1))[0].update == 1
@@ -115,10 +116,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_intact(models: Models, local_ray: None, small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_checkpoints_before_intact(models: Models, served: str, small_disk: Path) -> None:
     folder = small_disk / "run"
     with pytest.raises(RunStopped, match=r"checkpoint \d could not be written to .*") as stopped:
-        run(runs.options(models, folder, checkpointing_steps=1, checkpoints_total_limit=9))
+        run(runs.options(models, folder, checkpointing_steps=1, checkpoints_total_limit=9, served_rewards=served))
     found = checkpoints.listed(folder / "checkpoints")
     assert found
     assert stopped.value.resume.endswith(found[-1].name)
@@ -127,7 +128,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_intact(models: Models, local_
     assert not list((folder / "checkpoints").glob("partial-*"))
 
 
-def test_metrics_that_cannot_be_written_stop_the_run(models: Models, local_ray: None, tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_stop_the_run(models: Models, served: str, tmp_path: Path) -> None:
     folder = tmp_path / "no-room"
 
     def fill() -> None:
@@ -136,6 +137,6 @@ def test_metrics_that_cannot_be_written_stop_the_run(models: Models, local_ray: 
 
     saboteur = runs.Saboteur(folder, [(3, fill)])
     with pytest.raises(RunStopped, match=r"metrics could not be written to .*: the disk is full") as stopped:
-        run(runs.options(models, folder))
+        run(runs.options(models, folder, served_rewards=served))
     saboteur.finish()
     assert stopped.value.resume.endswith("checkpoint-000002")

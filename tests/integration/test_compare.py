@@ -59,7 +59,9 @@ def test_a_killed_comparison_goes_on_and_reports(models: Models, grader: OpenAIS
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = trained.stat().st_mtime_ns
-    said = runs.finish_process(start(models, folder, tmp_path, grader))
+    process = start(models, folder, tmp_path, grader)
+    said = runs.finish_process(process)
+    assert process.returncode == 0, said
     assert (folder / "report.md").is_file(), said
     assert trained.stat().st_mtime_ns == before  # it was not trained again
     summary = json.loads((folder / "summary.json").read_text())

@@ -15,9 +15,9 @@ import torch
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from tests import runs
-from tests.runs import Models, local_ray, models, undisturbed
+from tests.runs import Models, local_ray, models, served, undisturbed
 
-__all__ = ["local_ray", "models", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
 
 
 def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
@@ -88,10 +88,10 @@ def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None
     assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=1e-2)
 
 
-def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, served: str, tmp_path: Path) -> None:
     folder = run(
         runs.options(
-            models, tmp_path / "run", num_learners=2, train_batch_size=2, num_rollout_actors=2, max_train_steps=3,
+            models, tmp_path / "run", num_learners=2, train_batch_size=2, max_train_steps=3, served_rewards=served,
             deepspeed_config=runs.ROOT / "cluster" / "deepspeed_zero2.json",
         )
     )  # fmt: skip
@@ -104,10 +104,12 @@ def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Model
     assert len(list(shards.glob("*optim_states.pt"))) == 2
 
 
-def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(
-    models: Models, local_ray: None, tmp_path: Path
-) -> None:
-    stale = {"staleness": 1, "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json"}
+def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Models, served: str, tmp_path: Path) -> None:
+    stale = {
+        "staleness": 1,
+        "served_rewards": served,
+        "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json",
+    }
     assert threading.current_thread() is threading.main_thread()
     first = tmp_path / "interrupted"
     saboteur = runs.Saboteur(first, [(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])

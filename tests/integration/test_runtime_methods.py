@@ -1,5 +1,6 @@
-"""Every method on the same machinery: its curve is that of the plain loop, also when processes are killed."""
+"""Every method on the same machinery: its curve is that of the plain loop, also where processes are killed."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,29 @@ from sharpening.methods import load_method
 from sharpening.policies import load_policy
 from sharpening.rewards.clip import ClipScorer
 from tests import runs
-from tests.runs import Models, local_ray, models
+from tests.runs import Models, local_ray, models, served
 
-__all__ = ["local_ray", "models"]  # fixtures
+__all__ = ["local_ray", "models", "served"]  # fixtures
 
-WITH_STATE = ("iterpo",)  # a restarted learner goes on with more than weights: its reward models are in the checkpoint
+ACTOR, LEARNER = "ray::RolloutActor", "ray::RayTrainWorker"
+# After so many updates. A learner of IterPO that is restarted goes on with more than weights: its reward models are in
+# the checkpoint.
+KILLED = {"ddpo": [(1, ACTOR)], "iterpo": [(1, ACTOR), (3, LEARNER)]}
+
+
+def kill(title: str, killed: list[int]) -> None:
+    killed.append(runs.kill_process(title))
 
 
 # Images, pairs that the job ranks itself, several optimiser steps an update, rounds. The others (standard, d3po, rebel)
-# take no other way through the runtime than one of these, and a run with a killed process takes half a minute.
+# take no other way through the runtime than one of these, and a process that is killed costs ten seconds.
 @pytest.mark.parametrize("method", ["sft", "dpo", "ddpo", "iterpo"])
-def test_killed_processes_leave_the_plain_loops_curve(
-    method: str, models: Models, local_ray: None, tmp_path: Path
-) -> None:
+def test_the_curve_is_the_plain_loops(method: str, models: Models, served: str, tmp_path: Path) -> None:
     folder = tmp_path / method
-    options = runs.options_of(method, models, folder, num_rollout_actors=1)
+    options = runs.options_of(method, models, folder, num_rollout_actors=1, served_rewards=served)
     killed: list[int] = []
-    deeds = [(1, lambda: killed.append(runs.kill_process("ray::RolloutActor")))]
-    if method in WITH_STATE:
-        deeds.append((3, lambda: killed.append(runs.kill_process("ray::RayTrainWorker"))))
-    saboteur = runs.Saboteur(folder, deeds)
+    deeds = KILLED.get(method, [])
+    saboteur = runs.Saboteur(folder, [(after, partial(kill, title, killed)) for after, title in deeds])
     run(options)
     saboteur.finish()
     assert len(killed) == len(deeds)

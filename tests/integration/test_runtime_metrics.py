@@ -10,9 +10,9 @@ import ray
 
 from rayjobs.runtime.counters import exported
 from tests import runs
-from tests.runs import local_ray, models, undisturbed
+from tests.runs import local_ray, models, served, undisturbed
 
-__all__ = ["local_ray", "models", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
 
 Samples = dict[str, dict[frozenset[tuple[str, str]], float]]
 

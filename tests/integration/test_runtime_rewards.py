@@ -28,7 +28,7 @@ def test_two_rewards_leave_the_plain_loops_curve(
     options = runs.options(
         models, tmp_path / "run", reward="clip:1.0,tests.own_rewards:Brightness:0.2",
         reward_model=f"clip={models.clip}", reward_config=settings, watch="tests.own_rewards:Patchy",
-        num_rollout_actors=2, skip_evaluation=None, eval_prompts=12, eval_other_prompts=6, eval_steps=2,
+        skip_evaluation=None, eval_prompts=12, eval_other_prompts=6, eval_steps=2,
         validation_steps=2, validation_prompts=6,
     )  # fmt: skip
     folder = run(options)

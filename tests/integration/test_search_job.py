@@ -50,7 +50,9 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before
     scale = (folder / "scale.json").read_bytes()
-    said = runs.finish_process(start(models, folder, tmp_path, "--num_rollout_actors", "1"))
+    process = start(models, folder, tmp_path, "--num_rollout_actors", "1")
+    said = runs.finish_process(process)
+    assert process.returncode == 0, said
     assert f"{len(before)} of 6 tasks were done before" in said or len(before) == 6, said
     assert all((folder / "parts" / name).read_bytes() == contents for name, contents in before.items())
     rows = pq.read_table(folder / "results.parquet").to_pylist()

@@ -1,0 +1,96 @@
+"""One run of a sweep, inside Ray Tune's trial: the whole job, told where its processes may be."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayjobs.options import JobOptions
+from rayjobs.resume import LATEST
+from rayjobs.runtime import checkpoints
+from rayjobs.runtime.cluster import Reservations
+from rayjobs.sweeping.space import Point, Space, run_name
+from rayjobs.validation import validate
+
+METRIC, TIME = "reward", "update"
+"""What Tune is told: mean reward of held-out images after so many optimiser updates."""
+POINT, SEED = "point", "seed"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What all trials of a sweep share.
+
+    Attributes:
+        space: what is varied over the job's options.
+        folder: the runs' folders lie in it.
+        served: the rewards that all runs ask, as `--served_rewards` has them.
+        reserved: CPUs and GPUs of each process of a run.
+        working: folder that relative paths of the job's options begin at.
+    """
+
+    space: Space
+    folder: str
+    served: str
+    reserved: Reservations
+    working: str
+
+
+def trial(config: Mapping[str, Any], spec: TrialSpec) -> None:
+    """Run the job at one point; what Tune calls.
+
+    A trial that is started again, after a failure or with the sweep, goes on from its newest checkpoint, and one whose
+    run is whole only tells its result once more.
+
+    Args:
+        config: `point`, the values that are varied by name (or those values themselves), and `seed`.
+        spec: what all trials share.
+    """
+    from ray import tune
+
+    from rayjobs.runtime.driver import run
+
+    os.chdir(spec.working)
+    point, seed = of_config(config)
+    folder = Path(spec.folder) / run_name(point, seed)
+    if not (folder / SUMMARY).exists():
+        options = settle(spec.space.job(point, seed), folder, spec.served)
+        run(options, spec.reserved, lambda update, reward: tune.report({METRIC: reward, TIME: update}))
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    tune.report({METRIC: summary["metrics"]["reward"]["after"]["mean"], TIME: summary["updates"]})
+
+
+def settle(job: JobOptions, folder: Path, served: str) -> JobOptions:
+    """A run's options: a folder of its own, rewards of everybody's, and where it goes on from.
+
+    Args:
+        job: its options at its point.
+        folder: the run folder; what is left of a run that wrote no checkpoint is removed.
+        served: the rewards that it asks.
+
+    Returns:
+        Validated options.
+    """
+    resume = LATEST if checkpoints.listed(folder / checkpoints.FOLDER) else None
+    if resume is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    places = {"output_dir": str(folder), "resume_from_checkpoint": resume, "served_rewards": served}
+    return validate(job.model_copy(update=places | {"ray_address": "auto"}))
+
+
+def of_config(config: Mapping[str, Any]) -> tuple[Point, int]:
+    """A trial's point and seed.
+
+    Args:
+        config: As Tune has it.
+
+    Returns:
+        Values by name, and the run's seed.
+    """
+    values = dict(config)
+    seed = int(values.pop(SEED))
+    return dict(values.pop(POINT, values)), seed
