@@ -293,7 +293,7 @@ def check_targets(options: JobOptions, folder: Path) -> None:
     from sharpening.checks import check_safetensors
 
     part = "unet" if (folder / "unet").is_dir() else "transformer"
-    files = sorted((folder / part).glob("*.safetensors"))
+    files = sorted((folder / part).glob("*.safetensors")) if options.lora_target_modules else []
     if not files:
         return
     layers = [name.removesuffix(".weight") for file in files for name in check_safetensors(file)]
