@@ -17,9 +17,9 @@ from sharpening.policies import load_policy
 from sharpening.policies.latent import LatentPolicy
 from sharpening.rewards.clip import ClipScorer
 from tests import runs
-from tests.runs import Models, local_ray, models
+from tests.runs import Models, local_ray, models, served
 
-__all__ = ["local_ray", "models"]  # fixtures
+__all__ = ["local_ray", "models", "served"]  # fixtures
 
 UPDATES = 4
 
@@ -50,12 +50,12 @@ def draw(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
     return images
 
 
-def test_adapters_survive_killed_processes_and_load_without_us(models: Models, local_ray: None, tmp_path: Path) -> None:
+def test_adapters_survive_killed_processes_and_load_without_us(models: Models, served: str, tmp_path: Path) -> None:
     folder, killed = tmp_path / "run", []
     options = runs.options(
         models, folder, rank=4, lora_alpha=8.0, use_ema=True, ema_decay=0.5, gradient_checkpointing=True,
         pretrained_tiny_vae_path=tiny_vae(tmp_path / "tiny"), lr_scheduler="constant", lr_warmup_steps=0,
-        max_train_steps=UPDATES,
+        max_train_steps=UPDATES, served_rewards=served,
     )  # fmt: skip
     deeds = [
         (made, lambda title=title: killed.append(runs.kill_process(title)))
