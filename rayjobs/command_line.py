@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import tomllib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
+from rayjobs.familiar_flags import known_name, settle_reward, translate
 from rayjobs.options import JobOptions, Options, options_class
+from rayjobs.reward_options import RewardOptions
+from sharpening.methods import METHODS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,22 +90,29 @@ def build_parser(model: type[Options], program: str, methods: Sequence[str] = ()
         else:
             keywords["metavar"] = {int: "INT", float: "FLOAT"}.get(kind, "TEXT")
         groups[str(extra["group"])].add_argument(f"--{name}", **keywords)
+    if issubclass(model, RewardOptions):
+        parser.add_argument("--base_url", help=argparse.SUPPRESS)  # the public code's; see `settle_reward`
     groups["output"].add_argument(
-        "--config", metavar="FILE", help="options from a JSON or YAML file, such as a run's config.json; flags win "
-        "[unit: file | default: none | paper: -]",
+        "--config", metavar="FILE", help="options from a JSON, YAML or TOML file, such as a run's config.json; flags "
+        "win [unit: file | default: none | paper: -]",
     )  # fmt: skip
     return parser
 
 
-def _suggest(word: str, model: type[Options]) -> str:
-    """What to do about a name that is no option."""
+def _unknown(word: str, model: type[Options]) -> tuple[str, str]:
+    """What is wrong with a name that is no option, and what to do."""
+    owners = [name for name in METHODS if issubclass(model, JobOptions) and word in options_class(name).model_fields]
+    if owners:
+        return "no option of this method", f"leave it out; those that have it are {', '.join(owners)}"
     close = difflib.get_close_matches(word, [*model.model_fields, "method", "config"], n=1)
-    return f"did you mean --{close[0]}?" if close else "see --help for the options"
+    return "unknown option", f"did you mean --{close[0]}?" if close else "see --help for the options"
 
 
 def _load(path: str) -> Any:
-    """Contents of a JSON or YAML file; what is no such file raises ValueError."""
+    """Contents of a JSON, YAML or TOML file; what is no such file raises ValueError."""
     text = Path(path).read_text(encoding="utf-8")
+    if path.endswith(".toml"):
+        return tomllib.loads(text)
     if not path.endswith((".yaml", ".yml")):
         return json.loads(text)
     yaml: Any = import_module("yaml")
@@ -115,7 +126,7 @@ def read_config(path: str, option: str = "config") -> dict[str, Any]:
     """Read options from a file.
 
     Args:
-        path: A JSON or YAML file with a mapping from option names to values.
+        path: A JSON, YAML or TOML file with a mapping from option names to values.
         option: The option that names the file.
 
     Returns:
@@ -127,9 +138,10 @@ def read_config(path: str, option: str = "config") -> dict[str, Any]:
     try:
         values = _load(path)
     except OSError as error:
-        raise OptionError(option, f"cannot read {path} ({error.strerror})", "pass a JSON or YAML file") from error
+        raise OptionError(option, f"cannot read {path} ({error.strerror})", "pass a JSON, YAML or TOML file") from error
     except ValueError as error:
-        raise OptionError(option, f"{path} is not valid JSON or YAML ({error})", "correct the file") from error
+        kind = "TOML" if path.endswith(".toml") else "JSON or YAML"
+        raise OptionError(option, f"{path} is not valid {kind} ({error})", "correct the file") from error
     if not isinstance(values, dict):
         raise OptionError(option, f"{path} holds no mapping", "write option names and values into it")
     return values
@@ -222,21 +234,27 @@ def read(
     Raises:
         OptionError: If an option is unknown or its value is wrong.
     """  # fmt: skip
-    namespace, unknown = build_parser(model, program, methods).parse_known_args(list(argv))
+    namespace, unknown = build_parser(model, program, methods).parse_known_args(translate(argv, model))
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("--"):
             raise OptionError("help", f"unexpected argument '{word}'", "options start with --, see --help")
-        raise OptionError(word.lstrip("-"), "unknown option", _suggest(word.lstrip("-"), model))
+        raise OptionError(word.lstrip("-"), *_unknown(word.lstrip("-"), model))
     path = getattr(namespace, "config", None)
     if file_values is None:
         file_values = read_config(path) if path else {}
+    file_values = {known_name(str(key), model): value for key, value in file_values.items()}
     for key in file_values:
-        if key not in model.model_fields:
-            raise OptionError("config", f"{path} has '{key}', which is no option", _suggest(str(key), model))
+        if key not in model.model_fields and key != "base_url":
+            problem, remedy = _unknown(key, model)
+            said = "which is " + problem.replace("unknown", "no")
+            raise OptionError("config", f"{path} has '{key}', {said}", remedy)
     flags = {name: value for name, value in vars(namespace).items() if name not in ("config", "method")}
+    values = {**file_values, **flags}
+    if issubclass(model, RewardOptions):
+        values = settle_reward(values)
     try:
-        return model(**{**file_values, **flags})
+        return model(**values)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
         raise OptionError(*explain(error, None if name in flags else path, model)) from error

@@ -26,10 +26,11 @@ def run_job(argv: Sequence[str] | None, program: str, methods: Sequence[str]) ->
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        options = validate(parse(sys.argv[1:] if argv is None else argv, program, methods))
+        asked = parse(sys.argv[1:] if argv is None else argv, program, methods)
+        options = validate(asked)
         from rayjobs.runtime.driver import run
 
-        run(options)
+        run(options, asked=asked)
     except JobError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -8,6 +8,7 @@ import math
 from copy import copy
 from dataclasses import MISSING, fields
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BaseModel, create_model, field_validator
@@ -26,6 +27,7 @@ PLACES = (
     "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
 )  # fmt: skip
 """Options that say where a run is."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 TRAINING = TrainingOptions()
 GROUPS = {
     "model": "the diffusion model that is fine-tuned",
@@ -56,6 +58,9 @@ class JobOptions(RewardOptions):
     # model
     pretrained_model_name_or_path: str = option(
         EMBEDDED, "model", "folder or hub id", "diffusers pipeline to start from, which is also the reference", "θ_ref"
+    )
+    revision: str | None = option(
+        None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
     resolution: int | None = option(
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
@@ -233,6 +238,45 @@ class JobOptions(RewardOptions):
     resume_from_checkpoint: str | None = option(
         None, "output", "folder or 'latest'", "checkpoint to go on from", shown="start afresh", resume=False
     )
+    report_to: tuple[Literal["none", "tensorboard", "wandb", "mlflow", "all"], ...] = option(
+        ("none",), "output", "names", "trackers that follow the run: tensorboard, wandb, mlflow, all or none; their "
+        "keys come from the environment", resume=False,
+    )  # fmt: skip
+    tracker_project_name: str = option(
+        "trajectory-sharpening", "output", "name", "project (MLflow: experiment) that trackers file the run under",
+        resume=False,
+    )  # fmt: skip
+    logging_dir: str = option(
+        "logs", "output", "folder", "where trackers keep their files, inside the run folder", resume=False
+    )
+    push_to_hub: bool = option(
+        False, "output", "switch", "upload the pipeline at the end, with the token in HF_TOKEN", resume=False
+    )
+    hub_model_id: str | None = option(
+        None, "output", "owner/name", "repository to upload to", shown="the run folder's name", resume=False
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split_trackers(cls, value: Any) -> Any:
+        """Accept `tensorboard wandb`, `tensorboard,wandb` and, as diffusers' scripts do, `all`."""
+        items = value if isinstance(value, (list, tuple)) else [value]
+        names = [name.strip() for item in items for name in str(item).split(",") if name.strip()]
+        return TRACKERS if "all" in names else tuple(dict.fromkeys(names)) or ("none",)
+
+    @field_validator("report_to")
+    @classmethod
+    def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("none goes with no other tracker; leave it out")
+        return value
+
+    @field_validator("logging_dir")
+    @classmethod
+    def _check_logging_dir(cls, value: str) -> str:
+        if not value or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
+            raise ValueError("must be inside the run folder; pass a relative name such as logs")
+        return value
 
     @field_validator("eval_guidance_scales", mode="before")
     @classmethod
@@ -294,6 +338,11 @@ class JobOptions(RewardOptions):
         return parse_names(self.watch)
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that follow the run."""
+        return tuple(name for name in self.report_to if name != "none")
+
+    @property
     def data(self) -> Kind:
         """The kind of training example the method learns from."""
         return self.option_class.data
@@ -336,33 +385,67 @@ def _load(method: str, values: dict[str, Any]) -> JobOptions:
     return options_class(method)(**values)
 
 
-class PromptOptions(BaseModel):
+NAMED = "name on the hub, or folder"
+
+
+class DatasetOptions(BaseModel):
+    """What all kinds of training data can be told; names are those of diffusers' scripts."""
+
+    dataset_name: str | None = option(
+        None, "data", NAMED, "data set of the library `datasets`: on the hub, of files, or saved to disk"
+    )
+    dataset_config_name: str | None = option(None, "data", "name", "its configuration", shown="the only one it has")
+    max_train_samples: int | None = option(
+        None, "data", "examples", "learn from a random choice of so many, the same for the same --seed", shown="all",
+        ge=1,
+    )  # fmt: skip
+
+
+class PromptOptions(DatasetOptions):
     """Where prompts come from, for methods that draw their own images."""
 
-    prompts: str = option(EMBEDDED, "data", "file", "training prompts: .txt (one a line), .jsonl or .parquet", "c")
-    caption_column: str = option("text", "data", "column", "where a .jsonl or .parquet file keeps the prompt")
+    prompts: str = option(
+        EMBEDDED, "data", "file or folder", "training prompts: .txt (one a line), .jsonl, .parquet or a folder", "c"
+    )
+    caption_column: str = option("text", "data", "column", "where the data keep the prompt")
 
 
-class ImageOptions(BaseModel):
+class ImageOptions(DatasetOptions):
     """Where images with captions come from."""
 
-    train_data: str = option(EMBEDDED, "data", "Parquet file", "images with captions to learn from", "x_0, c")
-    image_column: str = option("image", "data", "column", "where the file keeps images: PNG or JPEG bytes")
-    caption_column: str = option("text", "data", "column", "where the file keeps their captions")
+    train_data: str = option(
+        EMBEDDED, "data", "file or folder", "images with captions to learn from: .parquet, .tar or a folder", "x_0, c"
+    )
+    train_data_dir: str | None = option(
+        None, "data", "folder", "the same, for a folder: of images with metadata.jsonl or .csv, of .tar or .parquet"
+    )
+    image_column: str = option("image", "data", "column", "where the data keep images: PNG, JPEG or WebP")
+    caption_column: str = option("text", "data", "column", "where the data keep their captions")
+    aspect_ratio_buckets: bool = option(
+        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
+    )
 
 
 class PairOptions(PromptOptions):
     """Where preference pairs come from."""
 
     train_data: str = option(
-        RANK, "data", "Parquet file",
+        RANK, "data", "file or folder",
         f"preference pairs to learn from; '{RANK}': the base model draws them for --prompts, the reward ranks them",
     )  # fmt: skip
+    dataset_name: str | None = option(
+        None, "data", NAMED, "preference pairs to learn from, a data set of the library `datasets`"
+    )
     caption_column: str = option("caption", "data", "column", "where files keep the caption or prompt")
     ranked_prompts: int = option(400, "data", "prompts", f"prompts that '{RANK}' draws images for", ge=1)
     ranked_samples: int = option(
         4, "data", "images a prompt", f"images of a prompt, of which '{RANK}' keeps the best and the worst", ge=2
     )
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the run ranks its pairs itself."""
+        return self.train_data == RANK and self.dataset_name is None
 
 
 DATA: dict[Kind, type[BaseModel]] = {"prompts": PromptOptions, "images": ImageOptions, "pairs": PairOptions}

@@ -6,7 +6,6 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
 from rayjobs.errors import OptionError
-from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
+from rayjobs.options import EMBEDDED, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
+from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError
 from sharpening.rewards.terms import reward_column
 
@@ -38,6 +38,7 @@ def validate(options: JobOptions) -> JobOptions:
         OptionError: For the first thing that is wrong.
     """  # noqa: DOC502
     options = settle_folders(options)
+    check_sharing(options)
     check_method(options)
     check_batches(options)
     device = find_device(options)
@@ -266,6 +267,8 @@ def check_model(options: JobOptions) -> int | None:
         folder = local_folder(name, value)
     if folder is None:
         return options.resolution
+    if options.revision is not None:
+        raise OptionError("revision", "only models on the hub have revisions", "leave it out, or pass a hub id")
     try:
         family_of(folder)
     except checks.ModelFolderError as error:
@@ -381,43 +384,24 @@ def _reason(error: Exception) -> tuple[str, str]:
 
 
 def check_data(options: JobOptions) -> None:
-    """Refuse training data that is absent, empty, broken or lacks a column; files are read through once."""
-    if isinstance(options, ImageOptions) and options.train_data != EMBEDDED:
-        from sharpening.data.images import check_images
+    """Refuse training data that are absent, empty, broken or lack a column; a few examples are read."""
+    from rayjobs.runtime.training_data import check_source
 
-        _check_file(options, check_images)
-    if isinstance(options, PairOptions) and options.train_data != RANK:
-        from sharpening.data.pairs import check_pairs
-
-        _check_file(options, check_pairs)
-    elif isinstance(options, PromptOptions):
-        check_prompts(options)
+    if isinstance(options, ImageOptions) and options.aspect_ratio_buckets:
+        check_buckets(options)
+    check_source(options)
 
 
-def _check_file(options: JobOptions, check: Callable[[Any], None]) -> None:
-    """Open a file of images or pairs and read it through."""
-    from rayjobs.runtime.training_data import open_source
-    from sharpening.data.source import DataFileError
+def check_buckets(options: ImageOptions) -> None:
+    """Refuse buckets of images that are all squares, and for models that draw squares only."""
+    from sharpening.policies import ANY_SHAPE, family_of
 
-    source: Any = open_source(options)
-    try:
-        check(source)
-    except DataFileError as error:
-        raise OptionError("train_data", *_reason(error)) from error
-
-
-def check_prompts(options: PromptOptions) -> None:
-    """Refuse a prompts file that is absent, empty, badly encoded or lacks the column."""
-    if options.prompts == EMBEDDED:
-        return
-    from sharpening.data.prompts import PromptFileError, load_prompts
-
-    try:
-        load_prompts(Path(options.prompts).expanduser(), options.caption_column)
-    except PromptFileError as error:
-        if "has no column" in str(error):
-            raise OptionError("caption_column", *_reason(error)) from error
-        raise OptionError("prompts", *_reason(error)) from error
+    name, model = "aspect_ratio_buckets", getattr(options, "pretrained_model_name_or_path", EMBEDDED)
+    if options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
+        raise OptionError(name, "the embedded images are all squares", "leave it out, or pass --train_data")
+    folder = None if model == EMBEDDED else local_folder(name, model)
+    if folder is not None and family_of(folder) not in ANY_SHAPE:
+        raise OptionError(name, f"is for models of the families {', '.join(ANY_SHAPE)}", "leave it out")
 
 
 def new_run_folder(method: str) -> str:

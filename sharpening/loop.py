@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import torch
 
+from sharpening.data.bucket_stream import stream_of
 from sharpening.data.prompts import Stream
+from sharpening.data.reading import counts_of, data_columns, read
 from sharpening.data.source import Source
 from sharpening.ema import WeightAverage
 from sharpening.learning_rate import learning_rate_at
@@ -16,6 +18,7 @@ from sharpening.methods.base import Experience, Method, Seeds
 from sharpening.methods.rounds import InRounds, round_slots
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
+from sharpening.policies.prompt_length import overlong
 from sharpening.prepare import prepare
 from sharpening.rewards.base import ScoreFn
 from sharpening.rewards.combined import mix_of, scaled, seen_by
@@ -47,8 +50,9 @@ def train_in_process(
 
     Returns:
         Metrics of each update: the method's, and `update`, `grad_norm`, `learning_rate`, `nfe`, `images_scored`,
-        `dropped`, `seconds` and `seconds_STAGE`; of several rewards also `reward_NAME_count`, `_mean` and `_std` of
-        each, and their common `reward_level`.
+        `dropped`, `seconds` and `seconds_STAGE`; where examples were skipped or prompts cut, `skipped`,
+        `skipped_REASON` and `truncated`; of several rewards also `reward_NAME_count`, `_mean` and `_std` of each, and
+        their common `reward_level`.
 
     Raises:
         NonFiniteLoss: if a loss or gradient is not finite; the weights are those of the last good update.
@@ -66,7 +70,7 @@ def train_in_process(
         eps=options.adam_epsilon,
         weight_decay=options.adam_weight_decay,
     )
-    stream = Stream(len(source), options.seed, options.prompts_per_update)
+    stream = stream_of(len(source), counts_of(source), options.seed, options.prompts_per_update)
     mix = mix_of(score)
     history: list[dict[str, float]] = []
     state, spent = b"", 0
@@ -76,12 +80,15 @@ def train_in_process(
         slots = round_slots(method, update, options.updates)
         if slots:
             assert isinstance(method, InRounds)
-            batch = source.batch([stream.index(update, slot) for slot in slots])
+            items = [stream.index(update, slot) for slot in slots]
+            batch = read(source, items, options.seed, update, slots).batch
             seeds = Seeds(options.seed, update, slots)
             made = method.begin_round(policy, reference, scaled(score, statistics), batch, seeds, state)
             state, spent = made.state, made.nfe
             method.take(state)
-        experience, seen = _collect(policy, reference, method, score, statistics, source, stream, options, update)
+        experience, seen, faults = _collect(
+            policy, reference, method, score, statistics, source, stream, options, update
+        )
         learning = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(update, options)
@@ -97,6 +104,7 @@ def train_in_process(
             "nfe": float(experience.nfe + spent),
             "images_scored": float(experience.images_scored),
             **dropped_columns(experience.dropped),
+            **faults,
             **columns(seen),
         }
         level = mix.level(metrics, history[0] if history else metrics) if mix else None
@@ -121,16 +129,21 @@ def _collect(
     stream: Stream,
     options: TrainingOptions,
     update: int,
-) -> tuple[Experience, Statistics]:
-    """An update's experience, and what the rewards said in it."""
+) -> tuple[Experience, Statistics, dict[str, int]]:
+    """An update's experience, what the rewards said in it, and what was wrong with its examples."""
     seen: list[Statistics] = []
+    skipped: list[tuple[int, str]] = []
+    prompts: list[str] = []
 
     def collect_tasks(tasks: list[tuple[int, ...]]) -> list[Experience]:
         experiences = []
         for slots in tasks:
-            batch = source.batch([stream.index(update, slot) for slot in slots])
+            items = [stream.index(update, slot) for slot in slots]
+            reading = read(source, items, options.seed, update, slots)
+            skipped.extend(reading.skipped)
+            prompts.extend(reading.batch.prompts)
             own = scaled(score, statistics)
-            experience = method.collect(policy, reference, own, batch, Seeds(options.seed, update, slots))
+            experience = method.collect(policy, reference, own, reading.batch, Seeds(options.seed, update, slots))
             experience.version = update
             seen.append(seen_by(own))
             experiences.append(experience)
@@ -139,7 +152,7 @@ def _collect(
     experience = collect_update(
         collect_tasks, options.prompts_per_update, options.rollout_batch_size, options.max_failed_share
     )
-    return experience, merge(seen)
+    return experience, merge(seen), data_columns(skipped, overlong(policy, prompts))
 
 
 def learn(

@@ -32,7 +32,6 @@ if _WORKERS > 1:
 
 
 OWN_RAY = "test_reward_serve.py"
-MORE = "test_runtime_rewards.py"  # where there is room for it
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != OWN_RAY)  # before one that is shared is there to stay
     for item in items:
         used = getattr(item, "fixturenames", ())
-        if item.path.name == OWN_RAY or "undisturbed" in used or item.path.name in ("test_runtime.py", MORE):
+        if item.path.name == OWN_RAY or "undisturbed" in used or item.path.name == "test_runtime.py":
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif "local_ray" in used:
             item.add_marker(pytest.mark.xdist_group("faults"))

@@ -19,11 +19,13 @@ import numpy as np
 import ray
 
 from rayjobs.runtime.counters import RunCounters
+from rayjobs.runtime.data_notes import DataNotes
 from rayjobs.runtime.dispatch import Dispatcher
 from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
+from sharpening.data.bucket_stream import stream_of
 from sharpening.data.prompts import Stream
 from sharpening.evaluation.events import EventLog
 from sharpening.evaluation.run_folder import RunFolder
@@ -50,6 +52,7 @@ class CoordinatorSpec:
         max_failed_share: Share of an update's prompts that may fail to score.
         mix: How several rewards become one; `None` where there is one.
         watched: Names of the rewards that are only watched.
+        buckets: Examples of each bucket of the source; empty where it has none.
     """
 
     run: str
@@ -63,6 +66,7 @@ class CoordinatorSpec:
     max_failed_share: float
     mix: Mix | None = None
     watched: tuple[str, ...] = ()
+    buckets: tuple[int, ...] = ()
 
 
 class Coordinator:
@@ -92,6 +96,7 @@ class Coordinator:
         self._counters = RunCounters(spec.run, spec.updates)
         self._shown: dict[str, Any] = {}  # newest numbers of all gauges
         self._refreshed = time.monotonic()
+        self._data_notes = DataNotes(spec.updates)
         self._attempt = 0
         self._round: tuple[tuple[int, int], asyncio.Future] | None = None
         self._updates_done = 0
@@ -114,7 +119,8 @@ class Coordinator:
         await self._state.notify()
 
     def _open(self, examples: int) -> None:
-        self._stream = Stream(examples, self._spec.run_seed, self._spec.prompts_per_update)
+        spec = self._spec
+        self._stream = stream_of(examples, spec.buckets, spec.run_seed, spec.prompts_per_update)
         self._dispatcher.open = True
 
     async def start(self, actors: dict[str, Any], source: list[Any], fresh: bool) -> None:
@@ -159,6 +165,7 @@ class Coordinator:
         self._hand_over.begin(version, self._attempt)
         if [row["update"] for row in self._metrics.rows] != [row["update"] for row in rows]:
             self._guard(lambda: self._metrics.rewrite(rows))
+        self._data_notes.begin(rows)
         self._known = None
         self._finished_at = time.monotonic()
         await self._state.notify()
@@ -272,6 +279,8 @@ class Coordinator:
         self._show(merged)
         self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
+        if said := self._data_notes.after(merged):
+            self._state.say(said, "data", update=update)
         self._tell_dropped(update, [entry for summary in summaries for entry in summary.dropped])
         await self._state.notify()
         return None if written else self._state.stop
@@ -287,9 +296,16 @@ class Coordinator:
             "dropped", update=update, reasons=dict(Counter(reason for _, reason in dropped)),
         )  # fmt: skip
 
-    async def rows(self) -> list[dict]:
-        """Metrics of all updates made so far, one row an update."""
-        return self._metrics.rows
+    async def rows(self, since: int = 0) -> list[dict]:
+        """Metrics of the updates made so far.
+
+        Args:
+            since: 0-based update to begin with.
+
+        Returns:
+            One row an update, in order.
+        """
+        return self._metrics.rows[since:]
 
     # -- driver --------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,12 @@ from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
+from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
-from rayjobs.runtime.training_data import PAIRS, rank_tasks, training_source, write_ranked
+from rayjobs.runtime.training_data import PAIRS, rank_tasks, source_note, training_source, write_ranked
+from rayjobs.tracking import Trackers, open_trackers
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
 Observer = Callable[[int, float], None]
@@ -35,13 +37,19 @@ POLL = 0.5  # seconds between two looks at the run
 GRACE = 120.0  # seconds that an interrupted learner has to finish its update and write a checkpoint
 
 
-def run(options: JobOptions, reserved: cluster.Reservations | None = None, observe: Observer | None = None) -> Path:
+def run(
+    options: JobOptions,
+    reserved: cluster.Reservations | None = None,
+    observe: Observer | None = None,
+    asked: JobOptions | None = None,
+) -> Path:
     """Run a fine-tuning job from start to end.
 
     Args:
         options: Validated options.
         reserved: What each of its processes reserves; `None` shares the whole cluster among them.
         observe: Told how held-out prompts fare, after each look at them.
+        asked: The options as they were asked for, before anything was derived, for the model card's command.
 
     Returns:
         The run folder.
@@ -51,7 +59,7 @@ def run(options: JobOptions, reserved: cluster.Reservations | None = None, obser
         OptionError: If the cluster or the folder does not fit the options.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint was written.
     """  # noqa: DOC502
-    return Run(options, reserved, observe).execute()
+    return Run(options, reserved, observe, asked).execute()
 
 
 class Run:
@@ -61,18 +69,25 @@ class Run:
         options: Validated options.
         reserved: What each of its processes reserves; `None` shares the whole cluster among them.
         observe: Told how held-out prompts fare, after each look at them.
+        asked: As for `run`.
     """
 
     def __init__(
-        self, options: JobOptions, reserved: cluster.Reservations | None = None, observe: Observer | None = None
+        self,
+        options: JobOptions,
+        reserved: cluster.Reservations | None = None,
+        observe: Observer | None = None,
+        asked: JobOptions | None = None,
     ) -> None:
         self._reserved, self._observe = reserved, observe
-        self.options = options
+        self.options, self.asked = options, asked or options
         self.started = time.monotonic()
         self.progress = ProgressLine(options.method)
         self.folder = open_folder(options)
         self.coordinator: Any = None
         self.training: launch.Training | None = None
+        self.trackers = Trackers([], self.progress.say)
+        self._completed = False
         self._interrupts = 0
         self._events = 0
 
@@ -89,6 +104,7 @@ class Run:
         with ExitStack() as stack:
             stack.callback(self._write_page)
             stack.callback(self.progress.close)
+            stack.callback(self._close_trackers)
             stack.enter_context(self._signals())
             try:
                 self._execute(stack)
@@ -107,6 +123,7 @@ class Run:
 
     def _execute(self, stack: ExitStack) -> None:
         self.progress.say(f"run folder {self.folder.path}")
+        self.trackers = open_trackers(self.options, self.folder, self.progress.say)
         namespace = f"sharpening-{self.folder.path.name}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
         stack.callback(connection.close)
@@ -122,14 +139,20 @@ class Run:
             self._rank(report)
         if before is not None:
             report.take("before", self._await(before))
+        self.trackers.sample(self.folder.path / "samples_before.png", 0)
         self._watch(self.training, report)
         self._check(self.training)
         if report.tasks:
             after = self.coordinator.ask.remote("evaluate", report.tasks, None, "evaluating after")
             report.take("after", self._await(after))
+            for name in ("samples_after.png", "samples_compared.png"):
+                self.trackers.sample(self.folder.path / name, self.options.max_train_steps)
         saved = self.coordinator.ask.remote("save", [str(self.folder.pipeline.resolve())], None, "saving the pipeline")
         self._await(saved)
         table = report.finish(self._status()["updates_done"], time.monotonic() - self.started)
+        self.trackers.results(self.folder.path)
+        self._completed = True
+        publish(self.folder, self.options, self.asked, self.progress.say)
         self.progress.close()
         print(
             f"\n{table}\n\nrun folder: {self.folder.path}" if table else f"run folder: {self.folder.path}", flush=True
@@ -149,7 +172,7 @@ class Run:
         plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
         if plan.joins_rewards and plan.scores:
             check_joined(plan.apps, plan.rewards, connection.owned)
-        for note in (reserved.note, launch.compiler_note(device)):
+        for note in (reserved.note, launch.compiler_note(device), source_note(self.source)):
             if note:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)
@@ -185,6 +208,8 @@ class Run:
             self._heed_second_interrupt()
         try:
             status = ray.get(reference)
+            if self.trackers and status["updates_done"] > self.trackers.updates:
+                self.trackers.rows(ray.get(self.coordinator.rows.remote(self.trackers.updates)))
         except ray.exceptions.RayActorError as error:
             raise self._stopped(f"the coordinator actor died: {last_line(error)}") from error
         self._events += len(status["events"])
@@ -216,7 +241,8 @@ class Run:
                 parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
-                write_look(self.folder, parts, self.options.guidance_scale, self.options.seed)
+                write_look(self.folder, parts, self.options.guidance_scale, self.options.seed, report.headline)
+                self.trackers.looks(held_out.rows, self.folder.path)
                 self.progress.say(held_out.told())
                 self.coordinator.show.remote(held_out.gauges())
                 if self._observe and held_out.newest["reward"] is not None:
@@ -243,6 +269,9 @@ class Run:
         except Exception as error:
             how = f"python rayjobs/report.py {shlex.quote(str(self.folder.path))}"
             self.progress.say(f"{PAGE} was not written ({last_line(error)}); make it with {how}")
+
+    def _close_trackers(self) -> None:
+        self.trackers.close(self._completed)
 
     # -- ending early --------------------------------------------------------------------------------------------
 

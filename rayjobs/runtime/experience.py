@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sharpening.data.reading import data_columns
 from sharpening.evaluation.statistics import reward_statistics
 from sharpening.rewards.statistics import Statistics, columns, merge
 from sharpening.slots import check_failures, dropped_columns, refill_slots, slots_of_update, tasks
@@ -74,6 +75,8 @@ class Summary:
         peak_gpu_memory: Bytes on its GPU, 0 without.
         notes: What its reward had to say meanwhile, for the run's log.
         scored: Statistics of the scores by each of several rewards, in its own unit.
+        skipped: (slot, reason) of examples that could not be used; others took their places.
+        truncated: Prompts that are longer than the model reads.
     """
 
     kept: int
@@ -88,6 +91,8 @@ class Summary:
     peak_gpu_memory: int = 0
     notes: list[str] = field(default_factory=list)
     scored: Statistics = field(default_factory=dict)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -355,7 +360,8 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
 
     Returns:
         Reward statistics (Figure 6: mean, and spread over the branches of a prompt and timestep), stage seconds,
-        network evaluations, images scored, prompts dropped by reason, and statistics of each of several rewards.
+        network evaluations, images scored, prompts dropped and examples skipped by reason, and statistics of each of
+        several rewards.
     """
     row: dict[str, float] = {}
     rewards = np.concatenate([summary.path_rewards for summary in summaries if summary.kept])
@@ -371,6 +377,9 @@ def rollout_row(summaries: list[Summary], actors: int) -> dict[str, float]:
     row["nfe"] = sum(sum(summary.nfe.values()) for summary in summaries)
     row["images_scored"] = sum(summary.images_scored for summary in summaries)
     row |= dropped_columns([entry for summary in summaries for entry in summary.dropped])
+    row |= data_columns(
+        [entry for summary in summaries for entry in summary.skipped], sum(summary.truncated for summary in summaries)
+    )
     row |= columns(merge(summary.scored for summary in summaries))
     for stage in dict.fromkeys(stage for summary in summaries for stage in summary.seconds):
         row[f"seconds_{stage}"] = sum(summary.seconds.get(stage, 0.0) for summary in summaries) / actors

@@ -7,7 +7,7 @@ from typing import Any
 from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, plan
 from rayjobs.runtime.look_grids import GRID
-from rayjobs.runtime.report import EVALUATION_BATCH, verified
+from rayjobs.runtime.report import evaluation_batch, verified
 from sharpening.evaluation.comparison.alarm import Checkpoint, Finding, watch
 from sharpening.evaluation.files import row_columns, write_parquet
 from sharpening.evaluation.run_folder import VALIDATION, RunFolder
@@ -38,7 +38,8 @@ class HeldOut:
 
             chosen = choose(assets.validation_benchmark(), options.validation_prompts)
             steps = options.eval_steps or options.rollout_steps
-            self.tasks = plan(chosen, (options.guidance_scale,), steps, EVALUATION_BATCH, GRID, verified(options))
+            batch = evaluation_batch(options)
+            self.tasks = plan(chosen, (options.guidance_scale,), steps, batch, GRID, verified(options))
 
     def due(self, updates: int) -> bool:
         """Whether it is time to look.
@@ -80,6 +81,11 @@ class HeldOut:
             return ""
         self._alarmed = True
         return finding.sentence
+
+    @property
+    def rows(self) -> list[Row]:
+        """The looks so far, as `validation.parquet` has them."""
+        return self._rows
 
     @property
     def newest(self) -> Row:

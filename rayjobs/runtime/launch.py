@@ -100,6 +100,7 @@ def start_coordinator(plan: Plan) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
+    from sharpening.data.reading import counts_of
 
     options, source = plan.options, plan.source
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -113,7 +114,7 @@ def start_coordinator(plan: Plan) -> Any:
             run_seed=options.seed, prompts_per_update=options.prompts_per_update,
             rollout_batch_size=options.rollout_batch_size, staleness=options.staleness,
             updates=options.max_train_steps, max_failed_share=options.max_failed_share, mix=options.mix,
-            watched=tuple(term.name for term in options.watched),
+            watched=tuple(term.name for term in options.watched), buckets=counts_of(source),
         )
     )  # fmt: skip
 
@@ -225,14 +226,15 @@ def pipeline(options: JobOptions) -> str:
         A folder, or `embedded`: that one lies inside the package, elsewhere on every node.
     """
     name = options.pretrained_model_name_or_path
-    return EMBEDDED if name == EMBEDDED else located(name)
+    return EMBEDDED if name == EMBEDDED else located(name, options.revision)
 
 
-def located(name: str) -> str:
+def located(name: str, revision: str | None = None) -> str:
     """A model as every node knows it; one on the hub is downloaded.
 
     Args:
         name: A folder or a hub id.
+        revision: Which revision of the one on the hub.
 
     Returns:
         A folder.
@@ -242,7 +244,7 @@ def located(name: str) -> str:
         return str(path.resolve())
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name))
+    return str(snapshot_download(name, revision=revision))
 
 
 def compiler_note(device: str) -> str:

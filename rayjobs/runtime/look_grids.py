@@ -3,6 +3,8 @@
 The images are those that the look has judged anyway, so that a grid costs no network evaluation and changes nothing.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -26,14 +28,33 @@ def look_name(update: int) -> str:
     return f"samples_{update:06d}.png"
 
 
-def write_look(folder: RunFolder, parts: list[EvaluationPart], guidance_scale: float, seed: int) -> None:
-    """Write a look's grid; nothing where its tasks kept no image.
+def reward_note(reward: float | None) -> str:
+    """What stands beneath an image.
+
+    Args:
+        reward: Its reward, `None` where scoring failed.
+
+    Returns:
+        Such as `reward 58.35`.
+    """
+    return "not scored" if reward is None else f"reward {reward:.2f}"
+
+
+def write_look(
+    folder: RunFolder,
+    parts: list[EvaluationPart],
+    guidance_scale: float,
+    seed: int,
+    headline: Callable[[EvaluationPart], list[float | None]] = lambda part: part.rewards,
+) -> None:
+    """Write a look's grid, each image with its reward; nothing where its tasks kept no image.
 
     Args:
         folder: The run folder.
         parts: What the tasks found.
         guidance_scale: Guidance that the images were drawn with.
         seed: The run's seed.
+        headline: What a task's reward is for each prompt.
     """
     from sharpening.evaluation.grids import GridStyle, sample_grid
 
@@ -44,14 +65,15 @@ def write_look(folder: RunFolder, parts: list[EvaluationPart], guidance_scale: f
         i: prompt.prompt for part in parts for i, prompt in zip(part.task.indices, part.task.prompts, strict=True)
     }
     facts = {i: found for part in parts for i, found in zip(part.task.indices, part.facts, strict=True)}
+    rewards = {i: reward for part in parts for i, reward in zip(part.task.indices, headline(part), strict=True)}
     update = parts[0].version
     steps = parts[0].task.steps
     captions = [prompts[i] for i in images]
     marks = [facts[i] for i in images] if any(facts[i] for i in images) else None
     title = f"after update {update}, guidance {guidance_scale:g}, {steps} steps, seed {seed}"
-    grid = sample_grid(
-        np.stack([_small(image) for image in images.values()]), captions, marks, title, GridStyle(128, mark=MARK)
-    )
+    notes = [reward_note(rewards[i]) for i in images]
+    pictures = np.stack([_small(image) for image in images.values()])
+    grid = sample_grid(pictures, captions, marks, title, GridStyle(128, mark=MARK), notes)
     folder.write_image(look_name(update), grid, captions)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rayjobs.options import JobOptions
 from rayjobs.runtime.evaluation import EvaluationPart, EvaluationTask, choose, grid_images, plan, results
+from rayjobs.runtime.look_grids import reward_note
 from sharpening.evaluation.run_folder import EVALUATION, RunFolder
 from sharpening.evaluation.summary import PromptResult, compare_results, read_results, summarise
 from sharpening.evaluation.table import final_table
@@ -33,6 +34,7 @@ class Report:
         self._options, self._folder = options, folder
         self._pictures: dict[str, dict[int, np.ndarray]] = {}
         self._marks: dict[str, list[Any] | None] = {}
+        self._notes: dict[str, list[str]] = {}
         self._cost: list[EvaluationPart] = []
         self._accounts: list[tuple[str, int, dict[str, float], int]] = []
         self.tasks: list[EvaluationTask] = [] if options.skip_evaluation else _tasks(options)
@@ -71,11 +73,14 @@ class Report:
         title = f"{phase} sharpening, guidance {scale:g}, {self._options.eval_steps} steps, seed {self._options.seed}"
         self._marks[phase] = marks
         captions = [first[i].prompt for i in images]
-        grid = sample_grid(np.stack(list(images.values())), captions, marks, title)
+        self._notes[phase] = [reward_note(first[i].reward) for i in images]
+        grid = sample_grid(np.stack(list(images.values())), captions, marks, title, notes=self._notes[phase])
         self._folder.write_image(f"samples_{phase}.png", grid, captions)
         if phase == "after" and "before" in self._pictures:  # a resumed run has only the numbers of before
             old, new = (np.stack(list(self._pictures[side].values())) for side in ("before", "after"))
-            grid = comparison_grid(old, new, captions, self._marks["before"], marks, title.removeprefix("after "))
+            notes = list(zip(self._notes["before"], self._notes["after"], strict=True))
+            title = title.removeprefix("after ")
+            grid = comparison_grid(old, new, captions, self._marks["before"], marks, title, notes=notes)
             self._folder.write_image("samples_compared.png", grid, captions)
 
     def headline(self, part: EvaluationPart) -> list[float | None]:
@@ -191,9 +196,22 @@ def _tasks(options: JobOptions) -> list[EvaluationTask]:
     fewer = choose(benchmark, min(options.eval_prompts, options.eval_other_prompts))
     own, *others = options.guidance_scales
     steps = options.eval_steps or options.rollout_steps
-    batch = EVALUATION_BATCH
+    batch = evaluation_batch(options)
     verify = verified(options)
     return [*plan(chosen, (own,), steps, batch, GRID, verify), *plan(fewer, others, steps, batch, 0, verify)]
+
+
+def evaluation_batch(options: JobOptions) -> int:
+    """Images of an evaluation task, which are drawn together.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        A fixed number for the embedded world's small images; for larger ones as many as a rollout task has prompts,
+        which is what the user knows to fit.
+    """
+    return EVALUATION_BATCH if verified(options) else min(EVALUATION_BATCH, options.rollout_batch_size)
 
 
 def verified(options: JobOptions) -> bool:

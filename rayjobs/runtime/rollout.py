@@ -17,6 +17,7 @@ from sharpening.options import TrainingOptions
 
 if TYPE_CHECKING:
     from rayjobs.runtime.training_data import RankTask
+    from sharpening.data.reading import Reading
     from sharpening.data.source import Source
     from sharpening.methods.base import Experience
     from sharpening.methods.ranking import RankedPairs
@@ -134,12 +135,14 @@ class RolloutActor:
             RewardUnavailable: If the reward stays down.
         """  # noqa: DOC502
         from sharpening.methods.base import Seeds
+        from sharpening.policies.prompt_length import overlong
         from sharpening.rewards.combined import scaled, seen_by
 
         self._use(version, weights)
         score = scaled(self._score, statistics or {})
         reference_nfe = self._reference.nfe
-        batch = self._examples(source).batch(task.items)
+        reading = self._read(source, task)
+        batch = reading.batch
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
         found = self._method.collect(self._policy, self._reference, score, batch, seeds)
         experience = replace(found, version=version)
@@ -156,6 +159,8 @@ class RolloutActor:
             peak_gpu_memory=self._peak_gpu_memory(),
             notes=[f"{self._name}: {note}" for note in self._notes.take()],
             scored=seen_by(score),
+            skipped=reading.skipped,
+            truncated=overlong(self._policy, batch.prompts),
         )
         return (experience if summary.kept else None), summary
 
@@ -199,7 +204,7 @@ class RolloutActor:
 
         assert isinstance(self._method, InRounds)
         self._use(version, weights)
-        batch = self._examples(task.source).batch(task.items)
+        batch = self._read(task.source, task).batch
         seeds = Seeds(self._spec.run_seed, task.update, task.slots)
         score = scaled(self._score, task.statistics)
         return self._method.begin_round(self._policy, self._reference, score, batch, seeds, task.state)
@@ -248,12 +253,14 @@ class RolloutActor:
             self._policy.save_adapter(target.parent)
         return folder
 
-    def _examples(self, source: list[Any]) -> "Source":
-        """The training examples; fetched once."""
+    def _read(self, source: list[Any], task: RolloutTask | RoundTask) -> "Reading":
+        """A task's examples; the source is fetched once."""
+        from sharpening.data.reading import read
+
         if self._source is None:
             self._source = ray.get(source[0])
         assert self._source is not None
-        return self._source
+        return read(self._source, task.items, self._spec.run_seed, task.update, task.slots)
 
     def _use(self, version: int, weights: np.ndarray | None) -> None:
         """Hold the weights of a version."""

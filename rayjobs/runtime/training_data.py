@@ -1,14 +1,15 @@
 """What a run learns from: the source of training examples that its options name, and pairs that it ranks itself."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rayjobs.errors import OptionError, RunStopped
-from rayjobs.options import EMBEDDED, RANK, ImageOptions, JobOptions, PairOptions, PromptOptions
+from rayjobs.options import EMBEDDED, RANK, DatasetOptions, ImageOptions, JobOptions, PairOptions, PromptOptions
 from sharpening.data.prompts import Stream
 from sharpening.data.source import Kind
 from sharpening.evaluation.run_folder import RunFolder
@@ -16,10 +17,12 @@ from sharpening.slots import tasks
 
 if TYPE_CHECKING:
     from sharpening.data.pairs import PairFile
+    from sharpening.data.rows import Rows
     from sharpening.data.source import Batch, Source
     from sharpening.methods.ranking import RankedPairs
 
 PAIRS = "pairs.parquet"
+TEXTS = (".txt", ".jsonl")
 EMBEDDED_IMAGES = 1_000_000  # scenes that the embedded world can render; none is drawn before it is asked for
 
 
@@ -71,7 +74,7 @@ def training_source(options: JobOptions, folder: RunFolder) -> "Source | None":
     Raises:
         OptionError: If a file cannot be used.
     """  # noqa: DOC502
-    if isinstance(options, PairOptions) and options.train_data == RANK:
+    if isinstance(options, PairOptions) and options.ranks:
         return ranked_pairs(options, folder) if (folder.path / PAIRS).exists() else None
     return open_source(options)
 
@@ -83,37 +86,176 @@ def open_source(options: JobOptions) -> "Source":
         options: The run's options.
 
     Returns:
-        The source; of a file, nothing but its description is read.
+        The source; of data that may be large, nothing but their description is read.
 
     Raises:
-        OptionError: If a file cannot be used.
-    """
-    from sharpening.data.prompts import PromptFileError
-    from sharpening.data.source import DataFileError, PromptSource
-
-    try:
+        OptionError: If the data cannot be used.
+    """  # noqa: DOC502
+    with data_errors(options):
         if isinstance(options, ImageOptions):
             return _images(options)
-        if isinstance(options, PairOptions) and options.train_data != RANK:
+        if isinstance(options, PairOptions) and not options.ranks:
             from sharpening.data.pairs import PairFile
 
-            return PairFile(options.train_data, options.caption_column, resolution(options))
-        return PromptSource(training_prompts(options))
-    except PromptFileError as error:
-        raise OptionError("prompts", str(error), "pass another file") from error
-    except DataFileError as error:
-        raise OptionError("train_data", str(error), "pass another file") from error
+            return PairFile(_rows(options), options.caption_column, resolution(options))
+        return prompt_source(options)
+
+
+def check_source(options: JobOptions) -> None:
+    """Refuse training data that cannot be opened, or of which a look at some examples finds none that can be used.
+
+    Args:
+        options: The run's options.
+
+    Raises:
+        OptionError: If so.
+    """  # noqa: DOC502
+    from sharpening.data.reading import look
+
+    if isinstance(options, ImageOptions):  # sizes of all images are read once, when the run starts
+        options = options.model_copy(update={"aspect_ratio_buckets": False})
+    source = open_source(options)
+    if place(options)[1] != EMBEDDED:
+        with data_errors(options):
+            look(source)
+
+
+def source_note(source: "Source | None") -> str:
+    """What a run's log says about its examples.
+
+    Args:
+        source: The examples.
+
+    Returns:
+        Shapes and numbers of buckets; empty where there are none.
+    """
+    from sharpening.data.buckets import BucketedImages
+
+    if not isinstance(source, BucketedImages):
+        return ""
+    shapes = ", ".join(
+        f"{width}×{height} ({n})" for (height, width), n in zip(source.sizes, source.counts, strict=True)
+    )
+    unreadable = f"; {source.left_out} that cannot be opened are left out" if source.left_out else ""
+    return f"{len(source)} images in {len(source.sizes)} shapes, width × height: {shapes}{unreadable}"
+
+
+def place(options: JobOptions) -> tuple[str, str]:
+    """Where the examples come from.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        The option that says it, and its value.
+
+    Raises:
+        OptionError: If several options say it, or a configuration is named of no data set.
+    """
+    data: Any = options
+    names = ["dataset_name", "train_data_dir", "train_data"]
+    if isinstance(data, PromptOptions) and not (isinstance(data, PairOptions) and not data.ranks):
+        names = ["dataset_name", "prompts"]
+    given = {name: getattr(options, name, None) for name in names}
+    found = [name for name, value in given.items() if value not in (None, EMBEDDED, RANK)] or names[-1:]
+    if len(found) > 1:
+        raise OptionError(found[0], f"is given beside --{found[1]}", "pass one of the two")
+    if data.dataset_config_name is not None and found[0] != "dataset_name":
+        raise OptionError("dataset_config_name", "names a configuration of no data set", "pass --dataset_name")
+    return found[0], str(given[found[0]])
+
+
+@contextmanager
+def data_errors(options: JobOptions) -> Iterator[None]:
+    """Turn what is wrong with data into an error that names the option and what to do.
+
+    Args:
+        options: The run's options.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OptionError: If a block finds that the data cannot be used.
+    """
+    from sharpening.data.prompts import PromptFileError
+    from sharpening.data.source import DataFileError
+
+    try:
+        yield
+    except (PromptFileError, DataFileError) as error:
+        problem, _, remedy = str(error).rpartition("; ")
+        option = place(options)[0]
+        for name, denied in (("caption_column", "not image bytes"), ("image_column", "not text")):
+            if f"column {getattr(options, name, None)!r}" in problem and denied not in problem:
+                option = name
+        if "BuilderConfig" in problem or "onfig name" in problem:
+            option = "dataset_config_name"
+        raise OptionError(option, problem or str(error), remedy if problem else "pass other data") from error
+
+
+def _rows(options: JobOptions) -> "Rows":
+    """The rows that an option names, or the choice of them that is learnt from."""
+    from sharpening.data.hub import DatasetRows
+    from sharpening.data.opening import open_rows
+    from sharpening.data.rows import ChosenRows
+
+    assert isinstance(options, DatasetOptions)
+    option, value = place(options)
+    if option == "dataset_name":
+        rows: Rows = DatasetRows(value, options.dataset_config_name)
+    else:
+        rows = open_rows(value)
+    return rows if options.max_train_samples is None else ChosenRows(rows, options.max_train_samples, options.seed)
 
 
 def _images(options: JobOptions) -> "Source":
     assert isinstance(options, ImageOptions)
-    if options.train_data == EMBEDDED:
+    if place(options)[1] == EMBEDDED:
         from sharpening.shapes.dataset import EmbeddedImages
 
-        return EmbeddedImages(EMBEDDED_IMAGES)
+        return EmbeddedImages(min(options.max_train_samples or EMBEDDED_IMAGES, EMBEDDED_IMAGES))
+    if options.aspect_ratio_buckets:
+        from sharpening.data.buckets import BucketedImages, bucket_sizes, step_of
+
+        side = resolution(options)
+        sizes = bucket_sizes(side, step_of(side))
+        rows, columns = _rows(options), (options.image_column, options.caption_column)
+        return BucketedImages(rows, *columns, sizes, at_least=options.prompts_per_update)
     from sharpening.data.images import ImageFile
 
-    return ImageFile(options.train_data, options.image_column, options.caption_column, resolution(options))
+    return ImageFile(_rows(options), options.image_column, options.caption_column, resolution(options))
+
+
+def prompt_source(options: JobOptions) -> "Source":
+    """The prompts that a run draws images for; long tables stay on disk.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        The source.
+
+    Raises:
+        OptionError: If the file is of no kind that prompts are read from.
+    """
+    from sharpening.data.prompt_rows import PromptRows
+    from sharpening.data.shuffle import shuffled
+    from sharpening.data.source import PromptSource
+
+    assert isinstance(options, PromptOptions)
+    option, value = place(options)
+    if option == "dataset_name" or not (value == EMBEDDED or value.endswith(TEXTS)):
+        path = Path(value).expanduser()
+        if option == "prompts" and path.suffix != ".parquet" and not path.is_dir():
+            kinds = f"{', '.join(TEXTS)} or .parquet, or a folder"
+            raise OptionError("prompts", f"{value} is no prompt file", f"pass one that ends in {kinds}")
+        return PromptRows(_rows(options), options.caption_column)
+    prompts = training_prompts(options, keep_blank=True)
+    chosen = min(options.max_train_samples or len(prompts), len(prompts))
+    if chosen == len(prompts):
+        return PromptSource(prompts)
+    return PromptSource([prompts[shuffled(i, len(prompts), options.seed, "samples")] for i in range(chosen)])
 
 
 def ranked_pairs(options: JobOptions, folder: RunFolder) -> OwnPairs:
@@ -153,13 +295,18 @@ def rank_tasks(options: JobOptions) -> list[RankTask]:
     Returns:
         Tasks of `rollout_batch_size` prompts.
     """
+    from sharpening.data.reading import read
+
     assert isinstance(options, PairOptions)
-    prompts, size = training_prompts(options), options.rollout_batch_size
-    stream = Stream(len(prompts), options.seed, size)
-    wanted = [stream.index(*divmod(place, size)) for place in range(min(options.ranked_prompts, len(prompts)))]
-    return [
-        RankTask(tuple(part), tuple(prompts[i] for i in part), options.ranked_samples) for part in tasks(wanted, size)
-    ]
+    source, size = prompt_source(options), options.rollout_batch_size
+    stream = Stream(len(source), options.seed, size)
+    found = []
+    for number, slots in enumerate(tasks(range(min(options.ranked_prompts, len(source))), size)):
+        within = range(len(slots))
+        items = tuple(stream.index(number, slot) for slot in within)
+        prompts = read(source, items, options.seed, number, within).batch.prompts
+        found.append(RankTask(items, tuple(prompts), options.ranked_samples))
+    return found
 
 
 def write_ranked(found: "Sequence[RankedPairs]", options: JobOptions, folder: RunFolder) -> tuple[int, str]:
@@ -201,11 +348,12 @@ def resolution(options: JobOptions) -> int:
     return options.resolution
 
 
-def training_prompts(options: JobOptions) -> list[str]:
-    """The prompts that a run draws images for.
+def training_prompts(options: JobOptions, keep_blank: bool = False) -> list[str]:
+    """The prompts of a list that is held in memory.
 
     Args:
         options: The run's options.
+        keep_blank: Whether rows without text stay, as "".
 
     Returns:
         The prompts.
@@ -220,4 +368,4 @@ def training_prompts(options: JobOptions) -> list[str]:
         return list(assets.training_prompts())
     from sharpening.data.prompts import load_prompts
 
-    return load_prompts(Path(options.prompts).expanduser(), options.caption_column)
+    return load_prompts(Path(options.prompts).expanduser(), options.caption_column, keep_blank)

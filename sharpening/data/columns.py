@@ -4,39 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from sharpening.data.parquet import Row, RowFile
-from sharpening.data.source import DataFileError
+from sharpening.data.rows import Row, Rows
+from sharpening.data.source import DataFileError, ExampleError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """The only decoders that bytes from a file can reach."""
 
 
-def check_caption_column(file: RowFile, column: str) -> None:
+def check_caption_column(file: Rows, column: str) -> None:
     """Refuse a file that has no text in a column.
 
     Args:
-        file: the file.
+        file: the rows.
         column: the column that should hold captions.
 
     Raises:
         DataFileError: if the column is absent or holds something else.
     """
     kind = file.column_type(column)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):  # several captions of an image, as in COCO
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataFileError(f"column {column!r} of {file.path} holds {kind}, not text; name the column of the captions")
 
 
-def check_image_column(file: RowFile, column: str) -> None:
+def check_image_column(file: Rows, column: str) -> None:
     """Refuse a file that has no images in a column.
 
     Args:
-        file: the file.
+        file: the rows.
         column: the column that should hold image files: bare bytes, or the struct `{bytes, path}` of `datasets`.
 
     Raises:
@@ -60,22 +63,26 @@ def caption_in(row: Row, column: str, where: str) -> str:
         where: the row's name, for the error.
 
     Returns:
-        The caption, stripped.
+        The caption, stripped; of several captions the first that is not blank.
 
     Raises:
-        DataFileError: if there is none, or a blank one.
+        ExampleError: if there is none, or a blank one.
     """
-    caption = (row[column] or "").strip()
+    value = row[column]
+    found = value if isinstance(value, list) else [value]
+    caption = next((text.strip() for text in found if text and text.strip()), "")
     if not caption:
-        raise DataFileError(f"{where} has no caption in column {column!r}; write one or leave the row out")
+        raise ExampleError(
+            "empty caption", f"{where} has no caption in column {column!r}; write one or leave the row out"
+        )
     return caption
 
 
-def captions(file: RowFile, column: str, indices: Sequence[int]) -> list[str]:
+def captions(file: Rows, column: str, indices: Sequence[int]) -> list[str]:
     """Captions of some rows; no other column is read.
 
     Args:
-        file: the file.
+        file: the rows.
         column: the column of the captions.
         indices: numbers of the rows, from 0.
 
@@ -98,31 +105,23 @@ def image_in(row: Row, column: str, where: str) -> bytes:
         The bytes.
 
     Raises:
-        DataFileError: if there are none.
+        ExampleError: if there are none, here or in the file that the row names.
     """
     value = row[column]
-    contents = value["bytes"] if isinstance(value, dict) else value
+    contents = value.get("bytes") if isinstance(value, dict) else value
+    if not contents and isinstance(value, dict) and value.get("path"):
+        try:
+            contents = Path(value["path"]).read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"{where} names the image {value['path']}, which cannot be read ({reason}); leave the row out"
+            raise ExampleError("missing image", message) from None
     if not contents:
-        raise DataFileError(f"{where} has no image bytes in column {column!r}; write them there or leave the row out")
+        raise ExampleError(
+            "missing image",
+            f"{where} has no image bytes in column {column!r}; write them there or leave the row out",
+        )
     return contents
-
-
-def check_image(contents: bytes, column: str, where: str) -> None:
-    """Look at an image file without decoding its pixels: header, and checksums where the format has them.
-
-    Args:
-        contents: the image file.
-        column: the column it is from, for the error.
-        where: the row's name, for the error.
-
-    Raises:
-        DataFileError: if it is no PNG, JPEG or WebP file.
-    """
-    try:
-        with Image.open(BytesIO(contents), formats=FORMATS) as image:
-            image.verify()
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise DataFileError(_undecodable(column, where)) from error
 
 
 def decode_image(contents: bytes, resolution: int, column: str, where: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -138,18 +137,31 @@ def decode_image(contents: bytes, resolution: int, column: str, where: str) -> U
         RGB pixels.
 
     Raises:
-        DataFileError: if it cannot be decoded.
+        ExampleError: if it cannot be decoded.
+    """
+    return np.asarray(_centre_square(opened(contents, column, where), resolution))
+
+
+def opened(contents: bytes, column: str, where: str) -> Image.Image:
+    """Decode an image as it is.
+
+    Args:
+        contents: the image file.
+        column: the column it is from, for the error.
+        where: the row's name, for the error.
+
+    Returns:
+        The image in RGB, upright as its EXIF data say.
+
+    Raises:
+        ExampleError: if it cannot be decoded.
     """
     try:
         with Image.open(BytesIO(contents), formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise DataFileError(_undecodable(column, where)) from error
-    return np.asarray(_centre_square(upright, resolution))
-
-
-def _undecodable(column: str, where: str) -> str:
-    return f"{where} has no whole PNG, JPEG or WebP image in column {column!r}; leave the row out"
+        message = f"{where} has no whole PNG, JPEG or WebP image in column {column!r}; leave the row out"
+        raise ExampleError("corrupt image", message) from error
 
 
 def _centre_square(image: Image.Image, resolution: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Images and their captions out of a Parquet file."""
+"""Images and their captions, out of whatever keeps them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from sharpening.data.columns import (
-    caption_in,
     captions,
     check_caption_column,
-    check_image,
     check_image_column,
     decode_image,
     image_in,
 )
-from sharpening.data.parquet import RowFile, write_rows
+from sharpening.data.opening import open_rows
+from sharpening.data.parquet import write_rows
+from sharpening.data.rows import Rows
 from sharpening.data.source import Batch, Kind
 
 IMAGE, CAPTION = "image", "text"
@@ -25,7 +25,7 @@ IMAGE, CAPTION = "image", "text"
 
 
 class ImageFile:
-    """Images with captions, a row each; a row group is read when one of its rows is asked for.
+    """Images with captions, a row each; a row is read when it is asked for.
 
     Attributes:
         kind: "images".
@@ -37,11 +37,11 @@ class ImageFile:
 
     kind: Kind = "images"
 
-    def __init__(self, path: str | Path, image_column: str, caption_column: str, resolution: int) -> None:
+    def __init__(self, data: str | Path | Rows, image_column: str, caption_column: str, resolution: int) -> None:
         """Open a file; no row is read.
 
         Args:
-            path: a Parquet file.
+            data: the rows, or where they are, as `open_rows` takes it.
             image_column: column of PNG, JPEG or WebP bytes, bare or in the struct `{bytes, path}` of `datasets`.
             caption_column: column of the captions.
             resolution: height and width of the images that are handed out, in pixels.
@@ -49,7 +49,7 @@ class ImageFile:
         Raises:
             DataFileError: if the file cannot be opened or lacks a column.
         """  # noqa: DOC502
-        self.file = RowFile(path)
+        self.file = data if isinstance(data, Rows) else open_rows(data)
         self.image_column, self.caption_column, self.resolution = image_column, caption_column, resolution
         check_image_column(self.file, image_column)
         check_caption_column(self.file, caption_column)
@@ -80,7 +80,7 @@ class ImageFile:
             A batch with `k = 1`.
 
         Raises:
-            DataFileError: if a row has no caption or no image.
+            ExampleError: if a row has no caption or no image.
         """  # noqa: DOC502
         column, size = self.image_column, self.resolution
         images = np.empty((len(indices), 1, size, size, 3), np.uint8)
@@ -88,22 +88,6 @@ class ImageFile:
             where = self.file.where(index)
             images[place, 0] = decode_image(image_in(row, column, where), size, column, where)
         return Batch(self.prompts(indices), images)
-
-
-def check_images(source: ImageFile) -> None:
-    """Read a file through once, in bounded memory, and refuse what a run would stumble over.
-
-    Args:
-        source: the opened file.
-
-    Raises:
-        DataFileError: for the first row without a caption or without an image that can be decoded.
-    """  # noqa: DOC502
-    column = source.image_column
-    for index, row in enumerate(source.file.scan([column, source.caption_column])):
-        where = source.file.where(index)
-        caption_in(row, source.caption_column, where)
-        check_image(image_in(row, column, where), column, where)
 
 
 def write_images(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

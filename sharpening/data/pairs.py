@@ -1,4 +1,4 @@
-"""Preference pairs out of a Parquet file: two images of one caption, one of them preferred."""
+"""Preference pairs, out of whatever keeps them: two images of one caption, one of them preferred."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from sharpening.data.columns import (
-    caption_in,
     captions,
     check_caption_column,
-    check_image,
     check_image_column,
     decode_image,
     image_in,
 )
-from sharpening.data.parquet import Row, RowFile, write_rows
-from sharpening.data.source import Batch, DataFileError, Kind
+from sharpening.data.opening import open_rows
+from sharpening.data.parquet import write_rows
+from sharpening.data.rows import Row, Rows
+from sharpening.data.source import Batch, DataFileError, ExampleError, Kind
 
 WINNER, LOSER, CAPTION = "image_w", "image_l", "caption"
 """Columns that `write_pairs` writes."""
@@ -27,7 +27,7 @@ FIRST, SECOND, LABEL = "jpg_0", "jpg_1", "label_0"
 
 
 class PairFile:
-    """Preference pairs, a row each; a row group is read when one of its rows is asked for.
+    """Preference pairs, a row each; a row is read when it is asked for.
 
     Attributes:
         kind: "pairs".
@@ -39,19 +39,19 @@ class PairFile:
 
     kind: Kind = "pairs"
 
-    def __init__(self, path: str | Path, caption_column: str, resolution: int) -> None:
+    def __init__(self, data: str | Path | Rows, caption_column: str, resolution: int) -> None:
         """Open a file; no row is read.
 
         Args:
-            path: a Parquet file with the columns `image_w` and `image_l`, or without them and with `jpg_0`, `jpg_1` and
-                `label_0`; images are PNG, JPEG or WebP bytes, bare or in the struct `{bytes, path}` of `datasets`.
+            data: the rows, or where they are, as `open_rows` takes it, with the columns `image_w` and `image_l`, or
+                without them and with `jpg_0`, `jpg_1` and `label_0`; images are PNG, JPEG or WebP files.
             caption_column: column of the captions.
             resolution: height and width of the images that are handed out, in pixels.
 
         Raises:
             DataFileError: if the file cannot be opened or lacks a column.
         """
-        self.file = RowFile(path)
+        self.file = data if isinstance(data, Rows) else open_rows(data)
         self.caption_column, self.resolution = caption_column, resolution
         names = self.file.schema.names
         layouts = [layout for layout in ((WINNER, LOSER), (FIRST, SECOND, LABEL)) if set(layout) <= set(names)]
@@ -91,14 +91,18 @@ class PairFile:
             A batch with `k = 2`, the preferred image first.
 
         Raises:
-            DataFileError: if a row is no pair.
+            ExampleError: if a row is no pair: an image is missing or broken, both are the same, or none is preferred.
         """  # noqa: DOC502
         size = self.resolution
         images = np.empty((len(indices), 2, size, size, 3), np.uint8)
         for place, (index, row) in enumerate(zip(indices, self.file.rows(indices, self.columns), strict=True)):
             where = self.file.where(index)
-            for side, column in enumerate(self.sides(row, where)):
-                images[place, side] = decode_image(image_in(row, column, where), size, column, where)
+            sides = self.sides(row, where)
+            contents = [image_in(row, column, where) for column in sides]
+            if contents[0] == contents[1]:
+                raise ExampleError("equal images", f"{where} has the same image on both sides; leave the row out")
+            for side, column in enumerate(sides):
+                images[place, side] = decode_image(contents[side], size, column, where)
         return Batch(self.prompts(indices), images)
 
     def sides(self, row: Row, where: str) -> tuple[str, str]:
@@ -112,7 +116,7 @@ class PairFile:
             Column of the preferred image, column of the other.
 
         Raises:
-            DataFileError: if the label says neither.
+            ExampleError: if the label says neither.
         """
         first, second = self.columns[:2]
         if len(self.columns) == 2 or row[LABEL] == 1:
@@ -120,31 +124,13 @@ class PairFile:
         if row[LABEL] == 0:
             return second, first
         if row[LABEL] == 0.5:
-            raise DataFileError(f"{where} is a tie ({LABEL} is 0.5), which teaches no preference; leave the row out")
-        raise DataFileError(
-            f"{where} has {LABEL} {row[LABEL]!r}; write 1 ({first} preferred) or 0 ({second} preferred)"
+            raise ExampleError(
+                "tie", f"{where} is a tie ({LABEL} is 0.5), which teaches no preference; leave the row out"
+            )
+        raise ExampleError(
+            "no preference",
+            f"{where} has {LABEL} {row[LABEL]!r}; write 1 ({first} preferred) or 0 ({second} preferred)",
         )
-
-
-def check_pairs(source: PairFile) -> None:
-    """Read a file through once, in bounded memory, and refuse what a run would stumble over.
-
-    Args:
-        source: the opened file.
-
-    Raises:
-        DataFileError: for the first row without a caption, with a side that is missing or cannot be decoded, with the
-            same image on both sides, or with no side preferred.
-    """
-    for index, row in enumerate(source.file.scan([*source.columns, source.caption_column])):
-        where = source.file.where(index)
-        caption_in(row, source.caption_column, where)
-        columns = source.sides(row, where)
-        winner, loser = (image_in(row, column, where) for column in columns)
-        if winner == loser:
-            raise DataFileError(f"{where} has the same image on both sides; leave the row out")
-        for contents, column in zip((winner, loser), columns, strict=True):
-            check_image(contents, column, where)
 
 
 def write_pairs(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from sharpening.data.rows import Row, Rows
 from sharpening.data.source import DataFileError
 from sharpening.evaluation.files import disk_errors
 
@@ -24,15 +25,64 @@ GROUP_BYTES_LIMIT = 256 * 2**20
 """A row group above this is refused: it is read whole whenever one of its rows is."""
 WRITTEN_GROUP_BYTES, WRITTEN_GROUP_ROWS = 4 * 2**20, 1000
 """A row group is closed at whichever comes first: small enough to read for one row, few enough for a short footer."""
-SCAN_ROWS = 16
 READING = {"pre_buffer": False, "buffer_size": 2**20}
 """Arrow's default keeps every byte that it has read until the file is closed."""
 
-Row = dict[str, Any]
-"""Values of one row by column."""
+
+OPEN_FILES = 64
+"""Files read last that stay open; of a folder there may be thousands."""
 
 
-class RowFile:
+class ReadCache:
+    """Open files and row groups that were read last, of one file or of all files of a folder."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._tables: OrderedDict[tuple[Path, int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self.kept = 0  # bytes of the tables
+
+    def __reduce__(self) -> tuple[type[ReadCache], tuple[()]]:
+        return ReadCache, ()
+
+    def file(self, path: Path) -> pq.ParquetFile:
+        """An open file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            It, opened if it is not open.
+        """
+        if path not in self._files:
+            self._files[path] = pq.ParquetFile(path, **READING)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def table(self, path: Path, group: int, columns: tuple[str, ...]) -> pa.Table:
+        """A row group.
+
+        Args:
+            path: the file.
+            group: number of the row group.
+            columns: the columns that are wanted.
+
+        Returns:
+            Those columns.
+        """
+        key = (path, group, columns)
+        if key not in self._tables:
+            self._tables[key] = self.file(path).read_row_group(group, columns=list(columns))
+            self.kept += self._tables[key].nbytes
+            while len(self._tables) > 1 and self.kept > CACHE_BYTES:
+                self.kept -= self._tables.popitem(last=False)[1].nbytes
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
+class RowFile(Rows):
     """Rows of a Parquet file in any order, read by row groups.
 
     Opening one reads the file's footer alone. Where it is unpickled, the file is opened when it is first read.
@@ -42,21 +92,21 @@ class RowFile:
         schema: columns and their types.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, cache: ReadCache | None = None) -> None:
         """Open a file.
 
         Args:
             path: a Parquet file.
+            cache: what remembers the row groups read last; its own where none is shared.
 
         Raises:
             DataFileError: if the file is absent, unreadable or without rows.
         """  # noqa: DOC502
-        self.path = Path(path).absolute()
-        self._file: pq.ParquetFile | None = None
-        self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self.path: Path = Path(path).absolute()
+        self._cache = cache or ReadCache()
         with _read_errors(self.path):
-            metadata = self._opened().metadata
-            self.schema: pa.Schema = self._opened().schema_arrow
+            metadata = self._cache.file(self.path).metadata
+            self.schema: pa.Schema = self._cache.file(self.path).schema_arrow
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if len(self) == 0:
@@ -65,31 +115,6 @@ class RowFile:
     def __len__(self) -> int:
         """Number of rows."""
         return int(self._starts[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_tables": OrderedDict()}
-
-    def where(self, index: int) -> str:
-        """How errors name a row."""
-        return f"row {index} (the first is 0) of {self.path}"
-
-    def column_type(self, column: str) -> pa.DataType:
-        """Type of a column.
-
-        Args:
-            column: its name.
-
-        Returns:
-            The type of its values.
-
-        Raises:
-            DataFileError: if there is no such column; the message names those that are there.
-        """
-        names = self.schema.names
-        if column not in names:
-            raise DataFileError(f"{self.path} has no column {column!r}; choose one of: {', '.join(names) or '(none)'}")
-        kind = self.schema.field(column).type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def check_groups(self, columns: Sequence[str]) -> None:
         """Refuse a file whose row groups are too large to be read for one row.
@@ -100,7 +125,7 @@ class RowFile:
         Raises:
             DataFileError: if one is above `GROUP_BYTES_LIMIT`.
         """
-        metadata = self._opened().metadata
+        metadata = self._cache.file(self.path).metadata
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             if group.total_byte_size <= GROUP_BYTES_LIMIT:
@@ -127,46 +152,14 @@ class RowFile:
             IndexError: if there is no such row.
             DataFileError: if the file cannot be read.
         """  # noqa: DOC502
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index}")
+        self.check_indices(indices)
         found: dict[int, Row] = {}
         with _read_errors(self.path):
             for index in sorted(set(indices)):  # rows of one group together, so that each group is read once
                 group = int(np.searchsorted(self._starts, index, side="right")) - 1
-                table = self._group(group, tuple(columns))
+                table = self._cache.table(self.path, group, tuple(columns))
                 found[index] = table.slice(index - int(self._starts[group]), 1).to_pylist()[0]
         return [found[index] for index in indices]
-
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows in order, a few at a time.
-
-        Args:
-            columns: the columns to read.
-
-        Yields:
-            The rows.
-
-        Raises:
-            DataFileError: if the file cannot be read.
-        """  # noqa: DOC502
-        with _read_errors(self.path), pq.ParquetFile(self.path, **READING) as file:
-            for batch in file.iter_batches(SCAN_ROWS, columns=list(columns)):
-                yield from batch.to_pylist()
-
-    def _opened(self) -> pq.ParquetFile:
-        if self._file is None:
-            self._file = pq.ParquetFile(self.path, **READING)
-        return self._file
-
-    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
-        key = (group, columns)
-        if key not in self._tables:
-            self._tables[key] = self._opened().read_row_group(group, columns=list(columns))
-            while len(self._tables) > 1 and sum(table.nbytes for table in self._tables.values()) > CACHE_BYTES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sharpening.data.shuffle import shuffled
 from sharpening.seeds import generator
 
 
@@ -16,15 +17,17 @@ class PromptFileError(ValueError):
     """A prompt file cannot be used; the message is one sentence that says why and what to do."""
 
 
-def load_prompts(path: str | Path, column: str = "prompt") -> list[str]:
+def load_prompts(path: str | Path, column: str = "prompt", keep_blank: bool = False) -> list[str]:
     """Read prompts from a text file (one a line), a JSON Lines file or a Parquet file.
 
     Args:
         path: file ending in .txt, .jsonl or .parquet.
         column: field of the JSON objects or column of the table; text files have none.
+        keep_blank: whether rows without text stay, as "", so that whoever meets one can count it. Blank lines of a text
+            file are no rows.
 
     Returns:
-        The prompts, stripped, blank ones left out, in the file's order.
+        The prompts, stripped, in the file's order.
 
     Raises:
         PromptFileError: if the file is absent, empty, wrongly encoded, lacks the column or holds no usable prompt.
@@ -45,10 +48,10 @@ def load_prompts(path: str | Path, column: str = "prompt") -> list[str]:
         values = readers[path.suffix](path, column)
     except OSError as error:
         raise PromptFileError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
-    prompts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
-    if not prompts:
+    prompts = [value.strip() if isinstance(value, str) else "" for value in values]
+    if not any(prompts):
         raise PromptFileError(f"{path} holds no usable prompt; put at least one non-blank text into it")
-    return prompts
+    return prompts if keep_blank else [prompt for prompt in prompts if prompt]
 
 
 def _decode(path: Path) -> str:
@@ -59,7 +62,7 @@ def _decode(path: Path) -> str:
 
 
 def _read_text(path: Path, column: str) -> list[object]:
-    return list(_decode(path).splitlines())
+    return [line for line in _decode(path).splitlines() if line.strip()]
 
 
 def _read_jsonl(path: Path, column: str) -> list[object]:
@@ -101,11 +104,16 @@ def _no_column(path: Path, column: str, present: Sequence[str], where: str = "")
     return f"{path}{where} has no column {column!r}; choose one of: {', '.join(present) or '(none)'}"
 
 
+PERMUTED = 2**20
+"""Up to so many examples, an epoch's order is one permutation in memory; above, places are computed one by one."""
+
+
 class Stream:
     """The example of every slot of every update; a pure function, so nothing of it needs a checkpoint.
 
     Slots of successive updates walk through shuffled epochs of the examples. Refills (slots from `per_update` on) are
-    drawn at random, so that a refill never shifts what later updates see.
+    drawn at random, so that a refill never shifts what later updates see. The cursor is the update's number, and
+    neither time nor memory grows with the number of examples.
 
     Attributes:
         count: how many examples there are.
@@ -143,6 +151,8 @@ class Stream:
         if slot >= self.per_update:
             return int(generator(self.run_seed, "refill", update, slot).integers(self.count))
         epoch, place = divmod(update * self.per_update + slot, self.count)
+        if self.count > PERMUTED:
+            return shuffled(place, self.count, self.run_seed, "prompts", epoch)
         return int(_permutation(self.run_seed, epoch, self.count)[place])
 
 

@@ -44,6 +44,11 @@ class GridStyle:
         return self.lines * self.line_height + 6
 
     @property
+    def note_height(self) -> int:
+        """Height of the line between marks and caption."""
+        return self.line_height + 3
+
+    @property
     def marks_height(self) -> int:
         """Height of the row of marks beneath an image."""
         return self.mark + 8
@@ -53,8 +58,9 @@ STYLE = GridStyle()
 
 
 def sample_grid(
-    images: np.ndarray, captions: Sequence[str], facts: Facts | None = None, title: str = "", style: GridStyle = STYLE
-) -> Image.Image:
+    images: np.ndarray, captions: Sequence[str], facts: Facts | None = None, title: str = "", style: GridStyle = STYLE,
+    notes: Sequence[str] | None = None,
+) -> Image.Image:  # fmt: skip
     """Lay out images with their captions and marks.
 
     Args:
@@ -63,20 +69,21 @@ def sample_grid(
         facts: for each image the verifier's answers, a mark each; `None` for an image without any.
         title: a line above the grid.
         style: measures.
+        notes: for each image a line between marks and caption, such as its reward.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: if there are no images, or not as many captions and facts as images.
+        ValueError: if there are no images, or not as many captions, facts and notes as images.
     """
-    if len(images) == 0 or len(captions) != len(images) or (facts is not None and len(facts) != len(images)):
+    if len(images) == 0 or any(len(told) != len(images) for told in (captions, facts, notes) if told is not None):
         raise ValueError(f"{len(images)} images, {len(captions)} captions: a grid needs at least one, equally many")
     columns = min(style.columns, len(images))
     rows = -(-len(images) // columns)
     marks = style.marks_height if facts is not None else 0
-    side = _enlarged(images[0], style).height
-    cell = (_enlarged(images[0], style).width + style.gap, side + marks + style.caption_height + style.gap)
+    side, noted = _enlarged(images[0], style).height, style.note_height if notes is not None else 0
+    cell = (_enlarged(images[0], style).width + style.gap, side + marks + noted + style.caption_height + style.gap)
     top = _title_height(title, style)
     canvas = Image.new("RGB", (style.gap + columns * cell[0], top + style.gap + rows * cell[1]), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -86,7 +93,9 @@ def sample_grid(
         upper = top + style.gap + number // columns * cell[1]
         answers = facts[number] if facts is not None else None
         _draw_image(canvas, draw, image, answers, left, upper, style)
-        _draw_caption(draw, caption, left, upper + side + marks, cell[0] - style.gap, style)
+        if notes is not None:
+            _draw_note(draw, notes[number], left, upper + side + marks, style)
+        _draw_caption(draw, caption, left, upper + side + marks + noted, cell[0] - style.gap, style)
     return canvas
 
 
@@ -98,6 +107,7 @@ def comparison_grid(
     facts_after: Facts | None = None,
     title: str = "",
     style: GridStyle = STYLE,
+    notes: Sequence[tuple[str, str]] | None = None,
 ) -> Image.Image:
     """Lay out pairs of images, before and after at the same seed, side by side with their caption beneath.
 
@@ -109,14 +119,16 @@ def comparison_grid(
         facts_after: verifier's answers after.
         title: a line above the grid.
         style: measures; `columns` counts single images, so half as many pairs stand in a row.
+        notes: for each pair a line beneath either image, such as its reward.
 
     Returns:
         The grid.
 
     Raises:
-        ValueError: if the two sides or the captions differ in number.
+        ValueError: if the two sides, the captions or the notes differ in number.
     """
-    if not len(before) == len(after) == len(captions) or len(before) == 0:
+    noted = style.note_height if notes is not None else 0
+    if not len(before) == len(after) == len(captions) == len(notes or captions) or len(before) == 0:
         raise ValueError(f"{len(before)} before, {len(after)} after, {len(captions)} captions: must be equally many")
     columns = min(max(1, style.columns // 2), len(before))
     rows = -(-len(before) // columns)
@@ -125,7 +137,7 @@ def comparison_grid(
     first = _enlarged(before[0], style)
     inner = style.gap // 2
     pair = 2 * first.width + inner
-    cell = (pair + 2 * style.gap, first.height + marks + style.caption_height + style.gap)
+    cell = (pair + 2 * style.gap, first.height + marks + noted + style.caption_height + style.gap)
     head = style.line_height
     top = _title_height(title, style) + head
     canvas = Image.new("RGB", (style.gap + columns * cell[0], top + style.gap + rows * cell[1]), PAPER)
@@ -136,12 +148,15 @@ def comparison_grid(
         upper = top + style.gap + number // columns * cell[1]
         for side, images, facts in ((0, before, facts_before), (1, after, facts_after)):
             answers = facts[number] if facts is not None else None
-            _draw_image(canvas, draw, images[number], answers, left + side * (first.width + inner), upper, style)
+            place = left + side * (first.width + inner)
+            _draw_image(canvas, draw, images[number], answers, place, upper, style)
+            if notes is not None:
+                _draw_note(draw, notes[number][side], place, upper + first.height + marks, style)
         if number < columns:
             for side, word in enumerate(("before", "after")):
-                place = (left + side * (first.width + inner), upper - head)
-                draw.text(place, word, fill=SOFT, font=ImageFont.load_default(style.font))
-        _draw_caption(draw, caption, left, upper + first.height + marks, pair, style)
+                corner = (left + side * (first.width + inner), upper - head)
+                draw.text(corner, word, fill=SOFT, font=ImageFont.load_default(style.font))
+        _draw_caption(draw, caption, left, upper + first.height + marks + noted, pair, style)
     return canvas
 
 
@@ -218,6 +233,10 @@ def _draw_caption(draw: ImageDraw.ImageDraw, caption: str, left: int, upper: int
     for number, line in enumerate(_wrap(draw, caption, width, style)):
         place = (left, upper + 3 + number * style.line_height)
         draw.text(place, line, fill=INK, font=ImageFont.load_default(style.font))
+
+
+def _draw_note(draw: ImageDraw.ImageDraw, note: str, left: int, upper: int, style: GridStyle) -> None:
+    draw.text((left, upper + 3), note, fill=SOFT, font=ImageFont.load_default(style.font))
 
 
 def _title_height(title: str, style: GridStyle) -> int:

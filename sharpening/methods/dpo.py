@@ -71,7 +71,7 @@ class DiffusionDPO:
             condition = policy.encode(batch.prompts)
             x0 = policy.encode_images(batch.images.reshape(-1, *batch.images.shape[2:])).unflatten(0, (-1, 2))
             x0 = x0.repeat_interleave(repeats, dim=0)
-            eps = group_noise(policy, seeds, repeats)[:, None].expand_as(x0)
+            eps = group_noise(x0.shape[2:], seeds, repeats, x0.device)[:, None].expand_as(x0)
             timesteps = stratified_places(seeds, training_timesteps(policy), repeats).flatten()
             t = timesteps.repeat_interleave(2).to(x0.device)
             x_t = policy.add_noise(x0.flatten(0, 1), eps.flatten(0, 1), t).unflatten(0, (-1, 2))

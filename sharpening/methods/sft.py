@@ -13,7 +13,7 @@ from sharpening.branching import Trajectories, branch
 from sharpening.data.source import Batch
 from sharpening.methods.base import Loss, Seeds
 from sharpening.methods.collecting import Stopwatch, precision, score_images, stratified_places
-from sharpening.methods.states import StateExperience, check_images, drop_prompts, state_errors
+from sharpening.methods.states import StateExperience, check_images, drop_prompts, state_errors, told_sizes
 from sharpening.options.sft import SFTOptions
 from sharpening.path_integral import branch_weights, path_rewards
 from sharpening.policies.base import Condition, Policy
@@ -79,6 +79,7 @@ class SFTSharpening:
         check_images(batch, seeds, count=1)
         with clock("encode"):
             condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
+            condition = told_sizes(condition, batch)
             x0 = policy.encode_images(batch.images[:, 0])
         with clock("branch"), precision(options, policy.device):
             trajectories = self._branch(policy, condition, x0, seeds)
@@ -130,7 +131,7 @@ class SFTSharpening:
         """Branches of all K timesteps of all images in one batch of P·K starts, each from its own noise."""
         options, repeats = self.options, self.options.timesteps_per_image
         draws = [
-            noise(policy.latent_shape, seeds.run_seed, "branch", seeds.update, slot, t, k)
+            noise(tuple(x0.shape[1:]), seeds.run_seed, "branch", seeds.update, slot, t, k)
             for slot in seeds.slots
             for t in range(repeats)
             for k in range(options.branches)

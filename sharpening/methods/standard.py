@@ -13,6 +13,7 @@ from sharpening.methods.states import (
     drop_prompts,
     group_noise,
     regression,
+    told_sizes,
     training_timesteps,
 )
 from sharpening.options.standard import StandardOptions
@@ -57,8 +58,9 @@ class StandardFineTuning:
         check_images(batch, seeds, count=1)
         with clock("encode"):
             condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
+            condition = told_sizes(condition, batch)
             x0 = policy.encode_images(batch.images[:, 0]).repeat_interleave(repeats, dim=0)
-            eps = group_noise(policy, seeds, repeats)
+            eps = group_noise(x0.shape[1:], seeds, repeats, x0.device)
             timesteps = stratified_places(seeds, training_timesteps(policy), repeats).flatten()
             x_t = policy.add_noise(x0, eps, timesteps.to(x0.device))
         return StateExperience(

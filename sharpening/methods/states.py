@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,20 +118,38 @@ def drop_prompts(policy: Policy, condition: Condition, seeds: Seeds, proportion:
     return Condition.cat([condition, policy.uncondition(1)]).index(rows)
 
 
-def group_noise(policy: Policy, seeds: Seeds, timesteps: int) -> Float[Tensor, "group channel height width"]:
+def told_sizes(condition: Condition, batch: Batch) -> Condition:
+    """Tell a denoiser that knows sizes how large each image was, and what was cut off.
+
+    Args:
+        condition: embeddings, one row an example.
+        batch: the examples; without size ids nothing changes, nor for a denoiser that is told none.
+
+    Returns:
+        A condition of as many rows.
+    """
+    if condition.time_ids is None or batch.sizes is None:
+        return condition
+    return replace(condition, time_ids=torch.from_numpy(batch.sizes).to(condition.time_ids))
+
+
+def group_noise(
+    shape: Sequence[int], seeds: Seeds, timesteps: int, device: torch.device
+) -> Float[Tensor, "group channel height width"]:
     """A noise for each timestep of each example.
 
     Args:
-        policy: knows the latents' shape.
+        shape: `(C, H, W)` of a latent.
         seeds: counters of the draws.
         timesteps: K, timesteps an example.
+        device: where the noises go.
 
     Returns:
-        Standard normal, the K noises of an example in a row; on the policy's device.
+        Standard normal, the K noises of an example in a row.
     """
     draws = [
-        noise(policy.latent_shape, seeds.run_seed, "noise", seeds.update, slot, k)
+        noise(tuple(shape), seeds.run_seed, "noise", seeds.update, slot, k)
         for slot in seeds.slots
         for k in range(timesteps)
     ]
-    return torch.stack(draws).to(policy.device)
+    return torch.stack(draws).to(device)

@@ -23,6 +23,10 @@ FAMILIES = {
 """Pipeline class in `model_index.json` → module of `sharpening.policies` that adapts it."""
 
 
+ANY_SHAPE = ("sd", "sdxl")
+"""Families whose denoisers take latents of any height and width."""
+
+
 def family_of(folder: str | Path) -> str:
     """Check that a pipeline folder is whole and of a known family.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sharpening.policies import adapters
 from sharpening.policies.base import Condition
 from sharpening.policies.loading import load_pipeline, no_progress_bars
+from sharpening.policies.prompt_length import count_overlong, silence_pipelines
 from sharpening.policies.scheduled import ScheduledPolicy
 from sharpening.schedule import NoiseSchedule, Schedule, ddim_scheduler
 
@@ -33,6 +34,7 @@ class LatentPolicy(ScheduledPolicy):
         kind: class of the pipeline.
         part: name of the denoiser among the pipeline's components.
         patch: latent pixels on a side of what the denoiser handles as one; latents are a multiple of it.
+        any_shape: whether the denoiser takes latents of any height and width.
         loading: further arguments of the pipeline's `from_pretrained`.
         vae: the VAE.
         tiny_vae: decodes images in its stead, where there is one (`decode_with`).
@@ -50,6 +52,7 @@ class LatentPolicy(ScheduledPolicy):
     kind: ClassVar[type[DiffusionPipeline]]
     part: ClassVar[str]
     patch: ClassVar[int] = 1
+    any_shape: ClassVar[bool] = False
     loading: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None, cache_size: int = 1024) -> None:
@@ -63,6 +66,7 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ValueError: if the denoiser cannot draw images of that resolution, or is one of a consistency model.
         """
+        silence_pipelines()
         self._pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part).eval()
         if getattr(self.config, "time_cond_proj_dim", None) is not None:
@@ -81,7 +85,7 @@ class LatentPolicy(ScheduledPolicy):
         self.latent_shape: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
         self.schedule = self.make_schedule()
         self.device: torch.device = next(self.denoiser.parameters()).device
-        self.decode_batch = 16
+        self.decode_batch = max(1, min(16, 16 * 256**2 // self._pixels**2))  # a decoder's memory grows with the area
         self._cache: OrderedDict[str, Condition] = OrderedDict()
         self._cache_size = cache_size
         self._negative: Condition | None = None
@@ -182,6 +186,17 @@ class LatentPolicy(ScheduledPolicy):
         self._cache.move_to_end(prompt)
         return self._cache[prompt]
 
+    def overlong(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the text encoders read; the pipeline cuts them.
+
+        Args:
+            prompts: the prompts.
+
+        Returns:
+            Their number.
+        """
+        return count_overlong(self._pipeline, prompts)
+
     @torch.no_grad()
     def uncondition(self, batch: int) -> Condition:
         """The empty prompt as the pipeline means it.
@@ -272,7 +287,7 @@ class LatentPolicy(ScheduledPolicy):
         """Clean latents of images: the VAE's mean, scaled as the denoiser sees them.
 
         Args:
-            images: uint8 `[B, H, W, 3]`, of the policy's own resolution.
+            images: uint8 `[B, H, W, 3]`, of the policy's own resolution; a family with `any_shape` takes others too.
 
         Returns:
             Latents, on the policy's device.
@@ -280,7 +295,9 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ValueError: if the images have another resolution.
         """
-        if images.shape[1:] != (self._pixels, self._pixels, 3):
+        unit = self.patch * self._pipeline.vae_scale_factor
+        fits = self.any_shape and images.shape[1] % unit == images.shape[2] % unit == 0
+        if images.shape[1:] != (self._pixels, self._pixels, 3) and not fits:
             raise ValueError(f"images are {images.shape[1:]}, but the model draws ({self._pixels}, {self._pixels}, 3)")
         pixels = torch.from_numpy(images).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
         found = [self.vae.encode(chunk).latent_dist.mean.float() for chunk in pixels.split(self.decode_batch)]

@@ -18,6 +18,7 @@ class SDXLPolicy(LatentPolicy):
 
     kind = StableDiffusionXLPipeline
     part = "unet"
+    any_shape = True
     loading = {"add_watermarker": False}
 
     def embed(self, prompt: str) -> Condition:

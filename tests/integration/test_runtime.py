@@ -134,6 +134,7 @@ def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Model
     home.mkdir()
     folder = tmp_path / "run"
     evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
+    evaluation |= {"report_to": "tensorboard", "validation_steps": 3, "validation_prompts": 6}
     arguments = runs.flags(models, folder, **evaluation)
     process = runs.start_process(arguments, home)
     try:
@@ -164,5 +165,18 @@ def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Model
     assert "guidance 3: 12 prompts, 4 evaluations an image" in said
     for name in ("samples_before.png", "samples_after.png", "evaluation.parquet"):
         assert (folder / name).stat().st_size > 0
+    # The tracker has every update once, over the kill, and the table; the pipeline has its card.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "logs" / "tensorboard"))
+    events.Reload()
+    told = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert told == [(row["update"] + 1, pytest.approx(row["loss"])) for row in runs.curve(folder)]
+    assert {event.step for event in events.Images("samples/held_out")} <= set(range(runs.UPDATES))
+    (gain,) = events.Scalars("final/guidance_1/reward/difference")
+    assert gain.value == pytest.approx(difference["mean"])
+    card = (folder / "pipeline" / "README.md").read_text()
+    assert "| reward |" in card
+    assert "samples_" in card
     check = "import sys; from diffusers import StableDiffusionXLPipeline as P; P.from_pretrained(sys.argv[1])"
     subprocess.run([sys.executable, "-c", check, str(folder / "pipeline")], check=True, cwd=tmp_path)

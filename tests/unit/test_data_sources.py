@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from sharpening.data import parquet
-from sharpening.data.images import ImageFile, check_images, write_images
-from sharpening.data.pairs import PairFile, check_pairs, write_pairs
+from sharpening.data.images import ImageFile, write_images
+from sharpening.data.pairs import PairFile, write_pairs
 from sharpening.data.prompts import PromptStream, Stream
 from sharpening.data.source import Batch, DataFileError, PromptSource
 from sharpening.shapes.benchmark import benchmark, validation_benchmark
@@ -93,7 +93,6 @@ def test_structs_of_datasets_jpeg_and_modes(tmp_path):
     contents = [jpeg, transparent.getvalue(), grey, encoded(picture(4), exif=turned)]
     rows = [{"image": {"bytes": c, "path": None}, "text": " a\n", "other": 1} for c in contents]
     source = ImageFile(save(tmp_path / "a.parquet", rows), "image", "text", 16)
-    check_images(source)
     images = source.batch(range(4)).images[:, 0]
     np.testing.assert_array_equal(images[0], np.asarray(Image.open(BytesIO(jpeg))))
     np.testing.assert_array_equal(images[1], picture(2))
@@ -133,7 +132,8 @@ def test_files_and_columns_that_are_refused(tmp_path):
     assert "holds int64, not image bytes" in refused(ImageFile, path, "n", "text", 16)
     assert "holds int64, not text" in refused(ImageFile, path, "image", "n", 16)
     assert "there is no file" in refused(ImageFile, tmp_path / "absent.parquet", "image", "text", 16)
-    assert "is a directory" in refused(ImageFile, tmp_path, "image", "text", 16)
+    (tmp_path / "none").mkdir()
+    assert "holds no training data" in refused(ImageFile, tmp_path / "none", "image", "text", 16)
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(path.read_bytes()[:-20])
     assert "not a readable Parquet" in refused(ImageFile, broken, "image", "text", 16)
@@ -161,10 +161,9 @@ def test_broken_images_are_refused_with_their_row(tmp_path, kind):
     rows = image_rows(11)
     rows[9]["image"] = broken_image(kind)
     source = ImageFile(save(tmp_path / "a.parquet", rows), "image", "text", 16)
-    message = refused(check_images, source)
+    message = refused(source.batch, [1, 9])
     assert "row 9 (the first is 0)" in message
     assert ("no image bytes" if kind in ("none", "empty") else "no whole PNG, JPEG or WebP image") in message
-    assert refused(source.batch, [1, 9]) == message  # what the pass would have found, training finds too
     assert len(source.batch([8, 10])) == 2
 
 
@@ -179,7 +178,7 @@ def test_missing_captions_are_refused_with_their_row(tmp_path, caption):
     rows = image_rows(6)
     rows[4]["text"] = caption
     source = ImageFile(save(tmp_path / "a.parquet", rows), "image", "text", 16)
-    assert "row 4 (the first is 0)" in refused(check_images, source)
+    assert "row 4 (the first is 0)" in refused(source.batch, [4])
     assert "no caption in column 'text'" in refused(source.prompts, [4])
 
 
@@ -188,7 +187,6 @@ def test_missing_captions_are_refused_with_their_row(tmp_path, caption):
 
 def test_pick_a_pic_pairs_are_ordered_by_their_label(tmp_path):
     source = PairFile(save(tmp_path / "a.parquet", pair_rows(6)), "caption", 16)
-    check_pairs(source)
     batch = source.batch([5, 2])
     assert batch.prompts == ["pair 5", "pair 2"]
     np.testing.assert_array_equal(batch.images[0], [picture(5), picture(105)])  # label 1: the first is preferred
@@ -201,7 +199,6 @@ def test_plain_pairs_and_what_write_pairs_writes(tmp_path):
     ]
     write_pairs(tmp_path / "a.parquet", rows)
     source = PairFile(tmp_path / "a.parquet", "caption", 16)
-    check_pairs(source)
     np.testing.assert_array_equal(source.batch([3]).images[0], [picture(3), picture(6)])
     assert pq.read_table(tmp_path / "a.parquet")["reward_w"].to_pylist() == [0, 0.5, 1, 1.5]
     structs = [{"image_w": {"bytes": encoded(picture(1)), "path": "x.png"}} for _ in range(1)]
@@ -226,7 +223,7 @@ def test_bad_pairs_are_refused_with_their_row(tmp_path, change, words):
     rows = pair_rows(9)
     rows[7] |= change
     source = PairFile(save(tmp_path / "a.parquet", rows), "caption", 16)
-    message = refused(check_pairs, source)
+    message = refused(source.batch, [7])
     assert "row 7 (the first is 0)" in message
     assert words in message
 
@@ -273,14 +270,11 @@ def test_stream_of_indices_is_the_stream_of_prompts():
 
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory):
-    """96 MiB of images, in 24 row groups and in one."""
+    """96 MiB of images in 24 row groups."""
     folder = tmp_path_factory.mktemp("heavy")
     padding = np.random.default_rng(0)  # decoders stop at a PNG's end
     table = pa.Table.from_pylist([row | {"image": row["image"] + padding.bytes(2**18)} for row in image_rows(384)])
-    for name, row_group_size in (("many", 16), ("one", 384)):
-        # Pages end only where a batch of values does.
-        pq.write_table(table, folder / name, row_group_size, write_batch_size=4, use_dictionary=False)
-    assert pq.ParquetFile(folder / "one").metadata.num_row_groups == 1
+    pq.write_table(table, folder / "many.parquet", 16, use_dictionary=False)
     return folder
 
 
@@ -288,7 +282,7 @@ MEMORY = r"""
 import re, sys
 import numpy as np
 from sharpening.data import parquet
-from sharpening.data.images import ImageFile, check_images
+from sharpening.data.images import ImageFile
 
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) / 1024
@@ -299,18 +293,15 @@ np.random.default_rng(0).permutation(2)
 opened = peak()
 assert source.prompts(range(0, 384, 5)) == [f"picture {i}" for i in range(0, 384, 5)]
 captions = peak()
-if sys.argv[2] == "check":
-    check_images(source)
-else:
-    for index in np.random.default_rng(0).permutation(384)[:100].tolist():
-        assert source.batch([index]).images.shape == (1, 1, 16, 16, 3)
+for index in np.random.default_rng(0).permutation(384)[:100].tolist():
+    assert source.batch([index]).images.shape == (1, 1, 16, 16, 3)
 print(captions - opened, peak() - opened)
 """
 
 
-def peak_growth(path, what: str) -> tuple[float, float]:
+def peak_growth(path) -> tuple[float, float]:
     """MiB that a fresh process grows by for captions alone, and in all; Arrow's buffers are in no Python account."""
-    command = [sys.executable, "-c", MEMORY, str(path), what]
+    command = [sys.executable, "-c", MEMORY, str(path)]
     captions, everything = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return float(captions), float(everything)
 
@@ -320,25 +311,20 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 
 @needs_proc
 def test_memory_does_not_grow_with_the_file(heavy, capsys):
-    captions, everything = peak_growth(heavy / "many", "read")
-    _, passed = peak_growth(heavy / "many", "check")
+    captions, everything = peak_growth(heavy / "many.parquet")
     with capsys.disabled():
-        print(f"\n96 MiB file: captions {captions:.0f}, random reads {everything:.0f}, the pass {passed:.0f} MiB")
+        print(f"\n96 MiB file: captions {captions:.0f}, random reads {everything:.0f} MiB")
     assert captions < 16
     assert everything < 48
-    assert passed < 48
-
-
-@needs_proc
-def test_the_pass_is_bounded_even_where_a_row_group_is_large(heavy):
-    assert peak_growth(heavy / "one", "check")[1] < 48
 
 
 def test_large_row_groups_are_refused_at_once(heavy, monkeypatch):
     monkeypatch.setattr(parquet, "GROUP_BYTES_LIMIT", 2**22)
-    assert "in row group 0, which would be read whole" in refused(ImageFile, heavy / "many", "image", "text", 16)
+    assert "in row group 0, which would be read whole" in refused(
+        ImageFile, heavy / "many.parquet", "image", "text", 16
+    )
     monkeypatch.setattr(parquet, "GROUP_BYTES_LIMIT", 2**23)
-    ImageFile(heavy / "many", "image", "text", 16)
+    ImageFile(heavy / "many.parquet", "image", "text", 16)
 
 
 def test_a_row_group_is_read_once_and_then_remembered(tmp_path, monkeypatch):
@@ -363,6 +349,17 @@ def test_a_row_group_is_read_once_and_then_remembered(tmp_path, monkeypatch):
         [5, 0, 9, 1, 8, 2]
     )  # once each, even where only one can be kept
     assert [group for group, columns in read if columns == ("image",)] == [0, 1, 2]
+
+
+def test_the_cache_keeps_what_was_read_last(tmp_path, monkeypatch):
+    rows = parquet.RowFile(save(tmp_path / "a.parquet", image_rows(24)))
+    rows.rows([0], ["image"])
+    monkeypatch.setattr(parquet, "CACHE_BYTES", int(2.5 * rows._cache.kept))
+    read, original = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **b: read.append(a[1]) or original(*a, **b))
+    for index in (4, 8, 12, 16, 12, 17, 8, 12):
+        rows.rows([index], ["image"])
+    assert read == [1, 2, 3, 4, 2, 3]
 
 
 def test_a_million_rows_open_at_once_and_are_read_in_constant_time(tmp_path):
@@ -460,7 +457,6 @@ def test_embedded_images_are_those_of_the_written_file(tmp_path):
     path = tmp_path / "world.parquet"
     main(["--output", str(path), "--count", "40", "--seed", "3"])
     world, file = EmbeddedImages(40, seed=3), ImageFile(path, "image", "text", 64)
-    check_images(file)
     assert len(world) == len(file) == 40
     indices = np.random.default_rng(0).permutation(40).tolist()
     expected, found = world.batch(indices), file.batch(indices)

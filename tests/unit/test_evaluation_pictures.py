@@ -189,3 +189,23 @@ def test_drawing_leaves_no_global_figure_behind():
 
     curve(rows(2))
     assert plt.get_fignums() == []
+
+
+def test_a_note_stands_between_marks_and_caption():
+    facts = [(True,), (False,)]
+    plain = np.array(sample_grid(pictures(2), ["a", "b"], facts, style=STYLE))
+    notes = ["reward 58.35", "not scored"]
+    noted = np.array(sample_grid(pictures(2), ["a", "b"], facts, style=STYLE, notes=notes))
+    upper = STYLE.gap + 128 + STYLE.marks_height
+    lower = upper + STYLE.note_height
+    assert np.array_equal(np.delete(noted, slice(upper, lower), axis=0), plain)
+    band = noted[upper:lower]
+    assert all((half < 160).any() for half in np.array_split(band, 2, axis=1))
+    other = np.array(sample_grid(pictures(2), ["a", "b"], facts, style=STYLE, notes=["reward 58.36", "not scored"]))
+    assert (other != noted).any()
+    pairs = [("reward 1.00", "reward 2.00")] * 2
+    both = (pictures(2), pictures(2), ["a", "b"], facts, facts)
+    taller = comparison_grid(*both, style=STYLE, notes=pairs).height - comparison_grid(*both, style=STYLE).height
+    assert taller == 2 * STYLE.note_height  # a row a pair
+    with pytest.raises(ValueError, match="equally many"):
+        sample_grid(pictures(2), ["a", "b"], notes=["one"])

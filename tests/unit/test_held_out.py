@@ -41,6 +41,13 @@ def test_it_looks_when_it_is_due_at_prompts_that_nothing_is_reported_on(tmp_path
     assert not HeldOut(RLHFOptions(validation_steps=0), tmp_path).due(5)
 
 
+def test_large_images_are_drawn_a_few_at_a_time(tmp_path: Path) -> None:
+    assert {len(task.indices) for task in looker(tmp_path, resolution=64).tasks} == {6}
+    large = looker(tmp_path, resolution=1024, rollout_batch_size=4).tasks
+    assert [len(task.indices) for task in large] == [4, 2]
+    assert not any(task.verify for task in large)
+
+
 def test_the_alarm_is_raised_once_when_only_the_reward_rises(tmp_path: Path) -> None:
     held_out = looker(tmp_path)
     said = [

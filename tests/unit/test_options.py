@@ -15,7 +15,7 @@ from rayjobs import machine
 from rayjobs.command_line import build_parser, parse
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.errors import OptionError, RunStopped
-from rayjobs.options import GROUPS, RLHFOptions
+from rayjobs.options import GROUPS, RLHFOptions, options_class
 from sharpening.options import SharpeningOptions, TrainingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +70,11 @@ def test_names_of_diffusers_scripts_are_kept():
         "pretrained_model_name_or_path output_dir seed resolution train_batch_size gradient_accumulation_steps "
         "max_train_steps checkpointing_steps checkpoints_total_limit resume_from_checkpoint learning_rate lr_scheduler "
         "lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm mixed_precision allow_tf32 "
-        "caption_column"
+        "caption_column dataset_name dataset_config_name max_train_samples"
     )
     assert set(names.split()) <= set(RLHFOptions.model_fields)
+    of_images = "train_data_dir image_column caption_column proportion_empty_prompts"
+    assert set(of_images.split()) <= set(options_class("standard").model_fields)
 
 
 def test_defaults_are_those_of_the_in_process_loop():
@@ -109,11 +111,12 @@ def test_switches_go_on_and_off():
     assert parse(["--no-skip_evaluation"]).skip_evaluation is False
 
 
-@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize("suffix", ["json", "yaml", "toml"])
 def test_flags_win_over_the_file(tmp_path, suffix):
     path = tmp_path / f"options.{suffix}"
     values = {"branches": 6, "beta": 10.5, "eval_guidance_scales": [1.0, 5.0], "skip_evaluation": True}
-    path.write_text(json.dumps(values))  # JSON is YAML too
+    toml = "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+    path.write_text(toml if suffix == "toml" else json.dumps(values))  # JSON is YAML too
     options = parse(["--config", str(path), "--beta", "20"])
     assert (options.branches, options.beta, options.eval_guidance_scales) == (6, 20.0, (1.0, 5.0))
     assert options.skip_evaluation is True
