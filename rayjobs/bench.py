@@ -106,6 +106,9 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "JobOptions"]
             raise OptionError(name, "the benchmark starts jobs of its own, on this machine", "leave it out")
     if options.mixed_precision != "no":
         raise OptionError("mixed_precision", "the in-process loop learns in fp32 alone", "leave it out")
+    for name in ("rank", "use_ema", "torch_compile", "use_8bit_adam", "pretrained_tiny_vae_path"):
+        if getattr(options, name):
+            raise OptionError(name, "the benchmark trains all weights, as plainly on both sides", "leave it out")
     os.environ.pop("RAY_ADDRESS", None)
     # A constant rate is what both sides have: they then make the same updates, not only as many.
     job = {

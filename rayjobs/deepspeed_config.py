@@ -14,6 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 AUTO = "auto"
 NAME = "deepspeed_config"
 Key = tuple[str, ...]
+AUTOMATIC: dict[Key, tuple[str, ...]] = {
+    ("zero_optimization",): (
+        "reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters",
+        "stage3_param_persistence_threshold", "stage3_max_reuse_distance", "sub_group_size", "overlap_comm",
+        "contiguous_gradients", "stage3_gather_16bit_weights_on_model_save",
+    ),
+    ("zero_optimization", "offload_optimizer"): ("device", "nvme_path", "pin_memory"),
+    ("zero_optimization", "offload_param"): ("device", "nvme_path", "pin_memory"),
+    ("fp16",): ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"),
+    (): ("steps_per_print", "wall_clock_breakdown"),
+}  # fmt: skip
+"""Settings that configurations written for accelerate leave "auto", and no flag of ours decides."""
 
 
 def default_config_path(device: str) -> str:
@@ -52,6 +64,18 @@ def load_deepspeed(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise OptionError(NAME, f"{path} holds no JSON object", "start from one of the files in cluster/")
     return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """ZeRO's stage.
+
+    Args:
+        config: DeepSpeed's configuration.
+
+    Returns:
+        0 where it says none.
+    """
+    return int(_get(config, ("zero_optimization", "stage")) or 0)
 
 
 def _flag_values(options: JobOptions) -> Iterator[tuple[Key, Any, str]]:
@@ -134,6 +158,7 @@ def resolve_deepspeed(config: dict[str, Any], options: JobOptions) -> dict[str, 
     """
     check_deepspeed(config, options)
     resolved = copy.deepcopy(config)
+    _leave_to_deepspeed(resolved)
     optimizer = resolved.setdefault("optimizer", {})
     optimizer.setdefault("type", "AdamW")
     optimizer.setdefault("params", {}).setdefault("torch_adam", True)  # the fused one needs a C++ compiler
@@ -142,10 +167,26 @@ def resolve_deepspeed(config: dict[str, Any], options: JobOptions) -> dict[str, 
         for part in key[:-1]:
             place = place.setdefault(part, {})
         place[key[-1]] = wanted
+    if options.use_8bit_adam:  # which the learner makes itself, of the same flags
+        del resolved["optimizer"]
+        resolved |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     left = next(_autos(resolved), None)
     if left is not None:
         raise OptionError(NAME, f'{left} is "auto", which no flag decides', "write a value into the JSON")
     return resolved
+
+
+def _leave_to_deepspeed(config: dict[str, Any]) -> None:
+    """Take out what accelerate and transformers would size by the model's width: DeepSpeed has its own defaults.
+
+    Args:
+        config: DeepSpeed's configuration; changed in place.
+    """
+    for section, names in AUTOMATIC.items():
+        place = _get(config, section)
+        for name in names if isinstance(place, dict) else ():
+            if place.get(name) == AUTO:
+                del place[name]
 
 
 def _autos(value: Any, path: str = "") -> Iterator[str]:

@@ -46,6 +46,12 @@ def gpus() -> int:
     return min(count, installed)
 
 
+def cxx_compiler() -> str | None:
+    """The C++ compiler that torch and DeepSpeed would use: `CXX`, or one of the usual names on the path."""
+    names = (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def lasting(path: str | Path) -> Path:
     """Where a relative run folder lies: here, but in the home folder for a job submitted with `--working-dir`.
 

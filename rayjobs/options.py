@@ -65,7 +65,25 @@ class JobOptions(RewardOptions):
     resolution: int | None = option(
         None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
     )
-    mixed_precision: Literal["no", "bf16"] = option("no", "model", "-", "arithmetic of the learner")
+    mixed_precision: Literal["no", "bf16"] = option(
+        "no", "model", "-",
+        "bf16 holds and uses all weights in bfloat16, in learners and actors; AdamW keeps float32 master weights",
+    )  # fmt: skip
+    pretrained_tiny_vae_path: str | None = option(
+        None, "model", "folder or hub id",
+        "AutoencoderTiny that decodes what rewards judge in training; held-out images get the model's own VAE",
+        shown="the model's own VAE",
+    )  # fmt: skip
+    rank: int = option(
+        TRAINING.rank, "model", "-", "rank of LoRA's adapters; 0 trains all of the denoiser's weights", "r", ge=0
+    )
+    lora_alpha: float | None = option(
+        TRAINING.lora_alpha, "model", "-", "scales adapters by lora_alpha / rank", "α", "rank", gt=0
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        TRAINING.lora_target_modules, "model", "ends of layer names", "layers of the denoiser that get an adapter",
+        shown="the family's attention projections",
+    )  # fmt: skip
     allow_tf32: bool = option(False, "model", "switch", "let matrix products on Ampere GPUs and later use TF32")
     seed: int = option(
         TRAINING.seed, "model", "integer", "run seed; all noise is a function of it and of counters", ge=0
@@ -141,6 +159,26 @@ class JobOptions(RewardOptions):
     max_grad_norm: float = option(
         TRAINING.max_grad_norm, "optimiser", "-", "gradient norm above which it is scaled down", gt=0
     )
+    use_ema: bool = option(
+        TRAINING.use_ema, "optimiser", "switch",
+        "average the trained weights over the updates; the final pipeline and the last evaluation have the average, "
+        "rollouts the weights themselves",
+    )  # fmt: skip
+    ema_decay: float = option(
+        TRAINING.ema_decay, "optimiser", "1 / update", "largest decay of that average (EMAModel's, which starts lower)",
+        ge=0, lt=1,
+    )  # fmt: skip
+    gradient_checkpointing: bool = option(
+        TRAINING.gradient_checkpointing, "optimiser", "switch",
+        "compute the denoiser's activations again in the backward pass: less memory, the same gradients", resume=False,
+    )  # fmt: skip
+    torch_compile: bool = option(
+        TRAINING.torch_compile, "optimiser", "switch",
+        "compile the denoiser, in learners and actors; needs a C++ compiler and a minute or more at the first update",
+    )  # fmt: skip
+    use_8bit_adam: bool = option(
+        False, "optimiser", "switch", "AdamW with moments in 8 bit; needs bitsandbytes and a GPU"
+    )  # fmt: skip
     deepspeed_config: str | None = option(
         None, "optimiser", "JSON file", "DeepSpeed configuration (ZeRO stage); 'auto' takes the flags' values", "-",
         "cluster/deepspeed_cpu.json or cluster/deepspeed_gpu.json",
@@ -247,6 +285,13 @@ class JobOptions(RewardOptions):
         if isinstance(value, (list, tuple)):
             value = ",".join(str(item) for item in value)
         return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("lora_target_modules", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        """Accept `to_q to_v` and `to_q,to_v`."""
+        parts = [value] if isinstance(value, str) else value
+        return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
 
     @field_validator("eval_guidance_scales")
     @classmethod

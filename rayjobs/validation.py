@@ -6,11 +6,12 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 import os
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rayjobs import machine
-from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed
+from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
@@ -49,6 +50,7 @@ def validate(options: JobOptions) -> JobOptions:
         check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
     check_watched(options)
+    check_tiny_vae(options)
     settings = check_rewards(options)
     check_data(options.model_copy(update={"resolution": resolution}))
     derived = {
@@ -93,6 +95,7 @@ def check_method(options: JobOptions) -> None:
     """Refuse settings of the method and the schedule that cannot go together."""
     try:
         options.method_options()
+        options.training_options()
     except MethodError as error:
         problem, _, remedy = error.reason.rpartition("; ")
         raise OptionError(error.option, problem or error.reason, remedy or "change one of the two") from error
@@ -103,6 +106,38 @@ def check_method(options: JobOptions) -> None:
         )  # fmt: skip
     if options.lr_scheduler == "constant" and options.lr_warmup_steps:
         raise OptionError("lr_warmup_steps", "'constant' has no warm-up", "pass --lr_scheduler constant_with_warmup")
+
+
+def check_memory_savers(options: JobOptions, device: str, zero_stage: int) -> None:
+    """Refuse switches that need something which is not here, or that the method or ZeRO's stage does not stand.
+
+    Args:
+        options: The options.
+        device: `cpu` or `cuda`.
+        zero_stage: ZeRO's stage.
+
+    Raises:
+        OptionError: For the first of them.
+    """
+    if options.mixed_precision == "bf16" and not options.option_class.bf16:
+        raise OptionError(
+            "mixed_precision", f"{options.method} compares probabilities of single steps, which bf16's rounding drowns",
+            "leave it at no; --rollout_precision bf16 samples faster",
+        )  # fmt: skip
+    if options.torch_compile and not machine.cxx_compiler():
+        raise OptionError(
+            "torch_compile", "no C++ compiler here (c++, g++, clang++), and torch.compile needs one",
+            "install one, such as g++, or leave it out",
+        )  # fmt: skip
+    if options.torch_compile and zero_stage == 3:
+        raise OptionError(
+            "torch_compile", "ZeRO 3 gathers weights between layers, where a compiled denoiser has no between",
+            "use a --deepspeed_config with stage 2, or leave it out",
+        )  # fmt: skip
+    if options.use_8bit_adam and find_spec("bitsandbytes") is None:
+        raise OptionError("use_8bit_adam", "bitsandbytes is not installed", "pip install bitsandbytes, or leave it out")
+    if options.use_8bit_adam and device == "cpu":
+        raise OptionError("use_8bit_adam", "its optimiser runs on GPUs alone, and learners run on CPUs", "leave it out")
 
 
 def check_batches(options: JobOptions) -> None:
@@ -178,7 +213,9 @@ def settle_device(options: JobOptions, device: str, available: int, where: str) 
             f"{plural}", f"pass at most {available}, or join a larger cluster: --ray_address",
         )  # fmt: skip
     path = options.deepspeed_config or default_config_path(device)
-    check_deepspeed(load_deepspeed(path), options)
+    config = load_deepspeed(path)
+    check_deepspeed(config, options)
+    check_memory_savers(options, device, zero_stage(config))
     return options.model_copy(update={"use_gpu": "yes" if device == "cuda" else "no", "deepspeed_config": path})
 
 
@@ -236,6 +273,7 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
+    check_targets(options, folder)
     looks = () if options.skip_evaluation else options.eval_guidance_scales
     scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
     check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
@@ -243,6 +281,47 @@ def check_model(options: JobOptions) -> int | None:
     if native and options.resolution not in (None, native):
         raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
     return native or options.resolution
+
+
+def check_targets(options: JobOptions, folder: Path) -> None:
+    """Refuse names of layers that the denoiser's weights do not have, as far as headers tell.
+
+    Args:
+        options: The options.
+        folder: A whole pipeline folder.
+
+    Raises:
+        OptionError: If no layer has one of the names.
+    """
+    from sharpening.checks import check_safetensors
+
+    part = "unet" if (folder / "unet").is_dir() else "transformer"
+    files = sorted((folder / part).glob("*.safetensors")) if options.lora_target_modules else []
+    if not files:
+        return
+    layers = [name.removesuffix(".weight") for file in files for name in check_safetensors(file)]
+    for target in options.lora_target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise OptionError(
+                "lora_target_modules", f"no layer of the {part} has a name that ends in '{target}'",
+                "pass names that it has, such as to_q, or leave it out",
+            )  # fmt: skip
+
+
+def check_tiny_vae(options: JobOptions) -> None:
+    """Refuse a tiny VAE that is absent, incomplete or none; whether it fits the model shows when it is loaded."""
+    from sharpening import checks
+
+    name, value = "pretrained_tiny_vae_path", options.pretrained_tiny_vae_path
+    if value is None or (folder := local_folder(name, value)) is None:
+        return
+    try:
+        found = checks.read_json(folder / "config.json").get("_class_name")
+        checks.check_weights(folder)
+    except checks.ModelFolderError as error:
+        raise OptionError(name, *_reason(error)) from error
+    if found != "AutoencoderTiny":
+        raise OptionError(name, f"{folder} holds a {found}, no AutoencoderTiny", "pass one, such as TAESDXL's folder")
 
 
 def check_guidance(folder: Path, scales: dict[str, float]) -> None:

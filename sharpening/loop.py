@@ -12,12 +12,14 @@ from sharpening.data.bucket_stream import stream_of
 from sharpening.data.prompts import Stream
 from sharpening.data.reading import counts_of, data_columns, read
 from sharpening.data.source import Source
+from sharpening.ema import WeightAverage
 from sharpening.learning_rate import learning_rate_at
 from sharpening.methods.base import Experience, Method, Seeds
 from sharpening.methods.rounds import InRounds, round_slots
 from sharpening.options import TrainingOptions
 from sharpening.policies.base import Policy
 from sharpening.policies.prompt_length import overlong
+from sharpening.prepare import prepare
 from sharpening.rewards.base import ScoreFn
 from sharpening.rewards.combined import mix_of, scaled, seen_by
 from sharpening.rewards.statistics import Statistics, before, columns, merge
@@ -38,7 +40,8 @@ def train_in_process(
     """Train a policy; the policy as it comes in is the reference.
 
     Args:
-        policy: the model; its denoiser is changed in place.
+        policy: the model; its denoiser is changed in place. With `rank` it gets LoRA adapters, unless it has some; with
+            `use_ema` it ends with the average of its weights.
         method: what to learn.
         score: the reward; several at once as a `CombinedScore`, which is standardised by what the updates before saw.
         source: what is learnt from: prompts, images or pairs, as the method needs.
@@ -56,8 +59,10 @@ def train_in_process(
         TooManyFailures: if too many prompts of an update fail to score.
         RewardUnavailable: if the reward as a whole stays down.
     """  # noqa: DOC502
+    prepare(policy, options, learns=True)
     reference = policy.frozen_copy()
-    parameters = list(policy.denoiser.requires_grad_(True).parameters())
+    parameters = policy.trainable()
+    average = WeightAverage(policy.trainable_state(), options.ema_decay) if options.use_ema else None
     optimizer = torch.optim.AdamW(
         parameters,
         lr=options.learning_rate,
@@ -89,6 +94,8 @@ def train_in_process(
             group["lr"] = learning_rate_at(update, options)
         metrics = {"update": float(update), "learning_rate": optimizer.param_groups[0]["lr"]}
         metrics |= learn(policy, method, experience, optimizer, options)
+        if average is not None:
+            average.step(policy.trainable_state())
         end = time.perf_counter()
         metrics |= {f"seconds_{stage}": spent for stage, spent in experience.seconds.items()}
         metrics |= {
@@ -107,6 +114,8 @@ def train_in_process(
         history.append(metrics)
         if on_update is not None:
             on_update(update, metrics)
+    if average is not None:
+        policy.load_trainable_state(average.state())
     return history
 
 

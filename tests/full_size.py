@@ -24,6 +24,12 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from sharpening.policies import adapters
+from sharpening.policies.flux import FluxPolicy
+from sharpening.policies.scheduled import ScheduledPolicy
+from sharpening.policies.sd3 import SD3Policy
+
+LORA_TARGETS = {SD3Transformer2DModel: SD3Policy.lora_targets, FluxTransformer2DModel: FluxPolicy.lora_targets}
 BF16, TRAINED = 2, 16
 """Bytes a parameter: frozen in bf16; trained by AdamW with weights and gradients in bf16 (2 + 2), master weights and
 both moments in float32 (4 + 4 + 4)."""
@@ -174,6 +180,15 @@ MODELS = {
 def parameters(build: Callable[[], nn.Module]) -> int:
     """Parameters of a module, which is made without its weights."""
     return sum(p.numel() for p in on_meta(build).parameters())
+
+
+def adapters_of(model: Model, rank: int) -> tuple[int, int]:
+    """Layers that LoRA adapts by default, and parameters of their adapters."""
+    denoiser = on_meta(model.denoiser)
+    targets = LORA_TARGETS.get(type(denoiser), ScheduledPolicy.lora_targets)
+    adapters.add(denoiser, rank, rank, targets, seed=0)
+    found = adapters.parameters(denoiser).values()
+    return len(found) // 2, sum(parameter.numel() for parameter in found)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -5,12 +5,16 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharpening.ema import WeightAverage
 
 FOLDER = "checkpoints"
 STATE = "trainer_state.json"
 METRICS = "metrics.json"
 ROUND = "round.safetensors"
+AVERAGE = "ema.safetensors"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -85,6 +89,33 @@ def read(checkpoint: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
     """
     state = TrainerState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
     return state, json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
+
+
+def keep_average(folder: Path, average: "WeightAverage | None") -> None:
+    """Keep the average of the weights with a checkpoint.
+
+    Args:
+        folder: The checkpoint, while it is written.
+        average: The average, where the run has one.
+    """
+    if average is not None:
+        average.save(folder / AVERAGE)
+
+
+def average(checkpoint: Path, decay: float) -> "WeightAverage | None":
+    """The average of the weights that a checkpoint keeps.
+
+    Args:
+        checkpoint: A complete one.
+        decay: The average's largest decay.
+
+    Returns:
+        The average; `None` where there is none.
+    """
+    from sharpening.ema import WeightAverage
+
+    path = checkpoint / AVERAGE
+    return WeightAverage.load(path, decay) if path.exists() else None
 
 
 def keep_round(folder: Path, state: bytes) -> None:

@@ -4,11 +4,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rayjobs.options import JobOptions
 from sharpening.evaluation.cost import peak_rss
 from sharpening.methods.base import Experience, Method
 from sharpening.policies.base import Policy
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from rayjobs.runtime.learner import LearnerSpec
 
 logger = logging.getLogger(__name__)
+
+TAG = "engine"
 
 
 class LossModule(nn.Module):
@@ -63,17 +68,40 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     from rayjobs.runtime.models import pipeline_folder
     from sharpening.methods import load_method
     from sharpening.policies import load_policy
+    from sharpening.prepare import prepare
 
     without_shared_memory_op(spec.device)
     if spec.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    policy = load_policy(pipeline_folder(spec.pipeline), spec.device)
-    policy.denoiser.requires_grad_(True)
-    module = LossModule(policy, load_method(spec.options.method, spec.options.method_options()))
+    options = spec.options
+    # In bf16 DeepSpeed makes its float32 master weights of these: training starts at the very weights of the reference.
+    dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
+    policy = load_policy(pipeline_folder(spec.pipeline), spec.device, dtype)
+    prepare(policy, options.training_options(), learns=True)
+    parameters = policy.trainable()
+    module = LossModule(policy, load_method(options.method, options.method_options()))
     engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=list(policy.denoiser.parameters()), config=spec.deepspeed
-    )
+        model=module, model_parameters=parameters, config=spec.deepspeed,
+        optimizer=adam_of_8_bit(parameters, options) if options.use_8bit_adam else None,
+    )  # fmt: skip
     return module, engine
+
+
+def adam_of_8_bit(parameters: list[nn.Parameter], options: JobOptions) -> Any:
+    """AdamW whose moments take a byte each (bitsandbytes), which DeepSpeed wraps instead of its own.
+
+    Args:
+        parameters: What is trained.
+        options: The run's options.
+
+    Returns:
+        The optimizer.
+    """
+    bitsandbytes = import_module("bitsandbytes")
+    return bitsandbytes.optim.AdamW8bit(
+        parameters, lr=options.learning_rate, betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_epsilon,
+        weight_decay=options.adam_weight_decay,
+    )  # fmt: skip
 
 
 def without_shared_memory_op(device: str) -> None:
@@ -113,7 +141,7 @@ def apply_gradients(engine: Any) -> float:
 
 @contextmanager
 def whole_weights(engine: Any) -> Iterator[None]:
-    """Make every parameter whole on this rank while a block runs (ZeRO 3 keeps only a part of each).
+    """Make every trained parameter whole on this rank while a block runs (ZeRO 3 keeps only a part of each).
 
     Args:
         engine: DeepSpeed's engine; all ranks enter together.
@@ -126,8 +154,37 @@ def whole_weights(engine: Any) -> Iterator[None]:
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    with deepspeed.zero.GatheredParameters(trained):
         yield
+
+
+def save_state(engine: Any, folder: Path, update: int) -> None:
+    """Write a checkpoint of the engine; weights that are not trained are not in it.
+
+    Args:
+        engine: DeepSpeed's engine; all ranks save together.
+        folder: Where to.
+        update: Updates applied.
+    """
+    frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())
+    engine.save_checkpoint(str(folder), tag=TAG, client_state={"update": update}, exclude_frozen_parameters=frozen)
+
+
+def load_state(engine: Any, folder: Path) -> None:
+    """Read a checkpoint of the engine.
+
+    Args:
+        engine: DeepSpeed's engine; all ranks load together.
+        folder: Where `save_state` wrote.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    frozen = any(not parameter.requires_grad for parameter in engine.module.parameters())
+    loaded, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not frozen)
+    if loaded is None:
+        raise RuntimeError(f"{folder} holds no DeepSpeed state; resume from an older checkpoint")
 
 
 def memory(device: str) -> dict[str, int]:

@@ -1,14 +1,13 @@
 """Starting a run's processes: coordinator, rollout actors, learner group. Nothing here waits for anything."""
 
 import logging
-import os
-import shutil
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayjobs import machine
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import EMBEDDED, JobOptions
 from rayjobs.placement import selector, spread
@@ -133,9 +132,11 @@ def start_actors(plan: Plan) -> None:
     options = plan.options
     score, watched = served(plan.apps, plan.rewards, options.mix, options.reward_timeout)
     spec = RolloutSpec(
-        pipeline=pipeline(options), device=plan.device, dtype="float32", threads=options.rollout_threads,
+        pipeline=pipeline(options), device=plan.device, threads=options.rollout_threads,
+        dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
         allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
-        run_seed=options.seed, score=score, watched=watched,
+        run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
+        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
     )  # fmt: skip
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
@@ -225,14 +226,25 @@ def pipeline(options: JobOptions) -> str:
         A folder, or `embedded`: that one lies inside the package, elsewhere on every node.
     """
     name = options.pretrained_model_name_or_path
-    if name == EMBEDDED:
-        return EMBEDDED
+    return EMBEDDED if name == EMBEDDED else located(name, options.revision)
+
+
+def located(name: str, revision: str | None = None) -> str:
+    """A model as every node knows it; one on the hub is downloaded.
+
+    Args:
+        name: A folder or a hub id.
+        revision: Which revision of the one on the hub.
+
+    Returns:
+        A folder.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path.resolve())
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name, revision=options.revision))
+    return str(snapshot_download(name, revision=revision))
 
 
 def compiler_note(device: str) -> str:
@@ -244,7 +256,7 @@ def compiler_note(device: str) -> str:
     Returns:
         One sentence; empty where there is a compiler.
     """
-    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+    if machine.cxx_compiler():
         return ""
     lost = "its fused CPU Adam (optimizer offload) and its shared-memory all-reduce for inference"
     if device == "cuda":

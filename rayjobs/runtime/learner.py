@@ -22,6 +22,9 @@ from rayjobs.runtime.experience import Share
 from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
 
 if TYPE_CHECKING:
+    import torch
+
+    from sharpening.ema import WeightAverage
     from sharpening.methods.base import Experience
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Learner:
         self._saved = -1  # update of the newest checkpoint
         self._published: dict[int, np.ndarray] = {}  # rank 0: what stale rollouts can still need
         self._round_state = b""  # what a method in rounds goes on with
+        self._average: WeightAverage | None = None  # rank 0
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ class Learner:
         path = Path(found.path) if found else Path(self.spec.resume) if self.spec.resume else None
         if path is not None:
             rows = self._restore(path)
-        weights = self._weights() if self.update else None
+        weights = self._weights(self.update) if self.update else None
         answer: list[Any] = [None]
         if self.rank == 0:
             if weights is not None:
@@ -113,12 +117,12 @@ class Learner:
 
     def _restore(self, path: Path) -> list[dict[str, Any]]:
         from rayjobs.runtime import weights
+        from rayjobs.runtime.engine import load_state
 
         state, rows = checkpoints.read(path)
-        loaded, _ = self._engine.load_checkpoint(str(path), tag="engine")
-        if loaded is None:
-            raise RuntimeError(f"{path} holds no DeepSpeed state; resume from an older checkpoint")
+        load_state(self._engine, path)
         if self.rank == 0:
+            self._average = checkpoints.average(path, self.spec.options.ema_decay)
             self._published = {v: weights.read(path / f"version-{v:06d}.safetensors") for v in state.versions}
         self.update = self._saved = state.update
         self._round_state = checkpoints.round_state(path)
@@ -148,7 +152,7 @@ class Learner:
             if self.rank == 0:
                 ray.get(self.spec.coordinator.stop.remote(row.kind, row.reason))
             return row
-        weights = self._weights()
+        weights = self._weights(self.update + 1)
         stop: list[Any] = [None]
         if self.rank == 0:
             row |= {
@@ -258,13 +262,32 @@ class Learner:
 
     # -- weights and checkpoints ---------------------------------------------------------------------------------
 
-    def _weights(self) -> np.ndarray:
-        """The present weights, packed, on rank 0; the others only take part in gathering them."""
+    def _weights(self, made: int) -> np.ndarray:
+        """The weights after so many updates, packed, on rank 0; the others only take part in gathering them.
+
+        With an average, the last version is that: no rollout needs it, and what is evaluated and saved is the newest.
+        """
         from rayjobs.runtime.engine import whole_weights
         from rayjobs.runtime.weights import pack
 
         with whole_weights(self._engine):
-            return pack(self._module.policy.trainable_state()) if self.rank == 0 else np.empty(0, np.uint8)
+            state = self._module.policy.trainable_state() if self.rank == 0 else {}
+        if self.rank:
+            return np.empty(0, np.uint8)
+        if self.spec.options.use_ema:
+            average = self._averaged(made, state)
+            state = average.state() if made == self.spec.options.max_train_steps else state
+        return pack(state)
+
+    def _averaged(self, made: int, state: "dict[str, torch.Tensor]") -> "WeightAverage":
+        """The average of the weights after so many updates; a restored one has taken them in already."""
+        from sharpening.ema import WeightAverage
+
+        if self._average is None:
+            self._average = WeightAverage(state, self.spec.options.ema_decay)
+        if self._average.steps < made:
+            self._average.step(state)
+        return self._average
 
     def _remember(self, version: int, weights: np.ndarray) -> None:
         """Keep what rollouts after a restart need besides the engine's own state: the versions they lag behind."""
@@ -288,6 +311,8 @@ class Learner:
         Raises:
             Exception: With several ranks, whatever the disk refused with: Ray Train then ends the other ranks.
         """
+        from rayjobs.runtime.engine import save_state
+
         if self.update in (self._saved, 0):
             return None
         partial = checkpoints.partial_for(self._folder, self.update)
@@ -296,8 +321,9 @@ class Learner:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             self._all(True)
-            self._engine.save_checkpoint(str(partial), tag="engine", client_state={"update": self.update})
+            save_state(self._engine, partial, self.update)
             if self.rank == 0:
+                checkpoints.keep_average(partial, self._average)
                 self._write_versions(partial)
                 checkpoints.keep_round(partial, self._round_state)
             self._all(True)

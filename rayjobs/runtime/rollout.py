@@ -13,6 +13,7 @@ import ray
 from rayjobs.runtime.evaluation import JUDGE, EvaluationPart, EvaluationTask
 from rayjobs.runtime.experience import RolloutTask, RoundTask, Summary
 from sharpening.evaluation.cost import peak_rss
+from sharpening.options import TrainingOptions
 
 if TYPE_CHECKING:
     from rayjobs.runtime.training_data import RankTask
@@ -41,6 +42,8 @@ class RolloutSpec:
         run_seed: The run's seed.
         score: The reward, pickled as what makes it (a Serve client with no connection yet).
         watched: Rewards that are only asked about held-out prompts, by name.
+        training: What training makes of the model: adapters, compilation.
+        tiny_vae: Folder of the VAE that decodes what rewards judge in training; `None` for the model's own.
     """
 
     pipeline: str
@@ -53,6 +56,8 @@ class RolloutSpec:
     run_seed: int
     score: "ScoreFn"
     watched: "dict[str, ScoreFn]" = field(default_factory=dict)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    tiny_vae: str | None = None
 
 
 class RolloutActor:
@@ -72,13 +77,19 @@ class RolloutActor:
         from rayjobs.runtime.models import pipeline_folder
         from sharpening.methods import load_method
         from sharpening.policies import load_policy
+        from sharpening.policies.latent import LatentPolicy
+        from sharpening.prepare import prepare
         from sharpening.rewards.combined import Panel
 
         torch.set_num_threads(spec.threads)
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         self._name, self._spec = name, spec
-        self._policy = load_policy(pipeline_folder(spec.pipeline), spec.device, getattr(torch, spec.dtype))
-        self._policy.denoiser.requires_grad_(False)
+        policy = load_policy(pipeline_folder(spec.pipeline), spec.device, getattr(torch, spec.dtype))
+        assert isinstance(policy, LatentPolicy)
+        prepare(policy, spec.training, learns=False)
+        policy.denoiser.requires_grad_(False)
+        self._judged = policy  # draws held-out images and those of pairs, always with the model's own VAE
+        self._policy = policy.decode_with(spec.tiny_vae)
         self._reference = self._policy.frozen_copy()
         self._method = load_method(spec.method, spec.options)
         self._source: Source | None = None
@@ -170,7 +181,7 @@ class RolloutActor:
         from rayjobs.runtime.evaluation import draw
 
         self._use(version, weights)
-        part = draw(self._policy, self._method, self._panel, task, self._spec.run_seed)
+        part = draw(self._judged, self._method, self._panel, task, self._spec.run_seed)
         return replace(part, version=version)
 
     def begin_round(self, task: RoundTask, version: int, weights: np.ndarray | None) -> "Round":
@@ -217,10 +228,10 @@ class RolloutActor:
 
         self._use(version, weights)
         seeds = Seeds(self._spec.run_seed, 0, task.items)
-        return rank_pairs(self._policy, self._score, task.prompts, seeds, task.samples, self._method.options)
+        return rank_pairs(self._judged, self._score, task.prompts, seeds, task.samples, self._method.options)
 
     def save(self, folder: str, version: int, weights: np.ndarray | None) -> str:
-        """Write the whole pipeline with some version's weights.
+        """Write the whole pipeline with some version's weights, and beside its folder the adapters, if any.
 
         Args:
             folder: Where to; replaced as a whole once everything is written.
@@ -238,6 +249,8 @@ class RolloutActor:
         self._policy.save_pretrained(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+        if self._policy.adapted:
+            self._policy.save_adapter(target.parent)
         return folder
 
     def _read(self, source: list[Any], task: RolloutTask | RoundTask) -> "Reading":
@@ -256,8 +269,8 @@ class RolloutActor:
         if version == self._version:
             return
         # Version 0 is what the reference holds.
-        state = self._reference.denoiser.state_dict() if weights is None else unpack(weights)
-        self._policy.load_trainable_state(dict(state))
+        state = self._reference.trainable_state() if weights is None else unpack(weights)
+        self._policy.load_trainable_state(state)
         self._version = version
 
     def _stages(self, total: int, reference: int) -> dict[str, int]:

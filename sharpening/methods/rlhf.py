@@ -74,7 +74,7 @@ class RLHFSharpening:
         rewards = torch.zeros(exists.shape).masked_scatter(exists.cpu(), values)
         experience = self._select(policy, condition, trajectories, x0, rewards, failed, prompts, seeds)
         with clock("reference"):
-            experience.reference_error = pair_errors(reference, experience, options.loss_guidance_scale).cpu()
+            experience.reference_error = pair_errors(reference, experience, options.guidance_of_loss).cpu()
         experience.nfe = policy.nfe + reference.nfe - spent
         experience.seconds = clock.seconds
         experience.images_scored = len(images)
@@ -91,7 +91,7 @@ class RLHFSharpening:
             Mean over groups, with its metrics.
         """
         options = self.options
-        error = pair_errors(policy, experience, options.loss_guidance_scale)
+        error = pair_errors(policy, experience, options.guidance_of_loss)
         omega = losses.min_snr_weights(policy.snr(experience.timesteps), options.snr_gamma).to(error)[:, None, :]
         error, reference_error = omega * error, omega * experience.reference_error.to(error)
         mask = experience.mask[:, None, :].to(error.device)

@@ -53,6 +53,7 @@ class MethodOptions:
         training: the training options it was tuned with.
         data: the kind of training example it learns from.
         rewarded: whether it learns from a reward.
+        bf16: whether its loss stands weights in bfloat16.
     """
 
     rollout_steps: int = described(12, "sampler steps of a rollout", "denoising steps", "T", ge=1)
@@ -67,6 +68,7 @@ class MethodOptions:
     training: ClassVar[TrainingOptions] = TrainingOptions()
     data: ClassVar[Kind] = "prompts"
     rewarded: ClassVar[bool] = True
+    bf16: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check each option alone.

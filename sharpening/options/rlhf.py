@@ -29,6 +29,7 @@ class SharpeningOptions(MethodOptions):
             sampling noise.
         target: "initial": regress every state to the branch's ε; "state": to the noise implied by x_T and x_0.
         loss_guidance_scale: guidance of the prediction inside the loss (1: the conditional prediction alone).
+        guidance_in_loss: whether that is the rollouts' guidance, whatever it is.
     """
 
     branches: int = described(
@@ -74,6 +75,11 @@ class SharpeningOptions(MethodOptions):
     loss_guidance_scale: float = described(
         1.0, "guidance of the prediction inside the loss; 1 is the conditional one", symbol="w", ge=0
     )
+    guidance_in_loss: bool = described(
+        False,
+        "give the prediction inside the loss the rollouts' guidance: loss_guidance_scale = guidance_scale",
+        "switch",
+    )
 
     about: ClassVar[str] = "RLHF trajectory sharpening (arXiv 2502.12146, Algorithm 2)"
 
@@ -110,6 +116,16 @@ class SharpeningOptions(MethodOptions):
             "reward_scale",
             "is 0, so rebel would regress every log ratio to 0; pass a reward_scale above 0",
         )
+        require(
+            not self.guidance_in_loss or self.loss_guidance_scale in (1.0, self.guidance_scale),
+            "guidance_in_loss",
+            f"says {self.guidance_scale:g}, but loss_guidance_scale {self.loss_guidance_scale:g}; pass one of the two",
+        )
+
+    @property
+    def guidance_of_loss(self) -> float:
+        """Guidance of the prediction inside the loss."""
+        return self.guidance_scale if self.guidance_in_loss else self.loss_guidance_scale
 
     @property
     def latents(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sharpening.options.base import MethodOptions, described, require
 
@@ -36,6 +37,8 @@ class StochasticOptions(MethodOptions):
         1.0, "share of DDPM's noise that a sampler step adds", symbol="η", gt=0, le=1,
         fix="a step without noise has no probability, so pass --eta above 0 and at most 1",
     )  # fmt: skip
+
+    bf16: ClassVar[bool] = False  # a step's log-probability divides by a small σ², and rounding with it
 
     def __post_init__(self) -> None:
         """Check each option alone and the combinations that cannot work.

@@ -71,6 +71,13 @@ class TrainingOptions:
         max_grad_norm: gradients are clipped to this norm.
         max_failed_share: the run stops when a larger share of an update's prompts failed to score.
         seed: the run's seed.
+        rank: rank of LoRA's adapters; 0 trains all of the denoiser's weights.
+        lora_alpha: LoRA's α, adapters are scaled by α / rank; None means the rank itself.
+        lora_target_modules: ends of the names of the layers that get an adapter; none means the family's own.
+        use_ema: whether the weights are averaged over the updates; the model ends with the average.
+        ema_decay: the average's largest decay.
+        gradient_checkpointing: whether the backward pass computes activations again instead of keeping them.
+        torch_compile: whether the denoiser is compiled.
     """
 
     updates: int = 36
@@ -88,6 +95,13 @@ class TrainingOptions:
     max_grad_norm: float = 1.0
     max_failed_share: float = 0.5
     seed: int = 0
+    rank: int = 0
+    lora_alpha: float | None = None
+    lora_target_modules: tuple[str, ...] = ()
+    use_ema: bool = False
+    ema_decay: float = 0.9999
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
 
     def __post_init__(self) -> None:
         """Check each option.
@@ -103,6 +117,20 @@ class TrainingOptions:
         for option in ("lr_warmup_steps", "adam_weight_decay"):
             require(nonnegative(getattr(self, option)), option, "must be a finite number; pass 0 or more")
         require(self.lr_scheduler in _SCHEDULERS, "lr_scheduler", f"must be one of {', '.join(_SCHEDULERS)}")
-        for option in ("adam_beta1", "adam_beta2", "max_failed_share"):
+        for option in ("adam_beta1", "adam_beta2", "max_failed_share", "ema_decay"):
             value = getattr(self, option)
             require(nonnegative(value) and value < 1, option, "must lie in [0, 1)")
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        """Refuse options of adapters that cannot work, or that would change nothing."""
+        require(self.rank >= 0, "rank", "is below 0; pass 0 for full fine-tuning, or LoRA's rank")
+        alpha = self.lora_alpha
+        require(alpha is None or (nonnegative(alpha) and alpha > 0), "lora_alpha", "must be finite; pass one above 0")
+        for option, told in (
+            ("lora_alpha", alpha is not None),
+            ("lora_target_modules", bool(self.lora_target_modules)),
+        ):
+            require(
+                self.rank > 0 or not told, option, "says how to adapt, but nothing is; pass --rank 16, or leave it out"
+            )

@@ -121,6 +121,16 @@ class Policy(Protocol):
     def encode_images(self, images: np.ndarray) -> Float[Tensor, "batch channel height width"]:
         """Clean latents of uint8 images `[B, H, W, 3]`."""
 
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA adapters are trained instead of the denoiser's own weights."""
+
+    def add_adapter(self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), seed: int = 0) -> None:
+        """Train LoRA adapters from now on; they change nothing yet."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that training changes; they ask for gradients from now on, and no others do."""
+
     def trainable_state(self) -> dict[str, Tensor]:
         """A snapshot of the trained weights, on the CPU."""
 
@@ -128,7 +138,10 @@ class Policy(Protocol):
         """Take over a snapshot."""
 
     def frozen_copy(self) -> Policy:
-        """The reference: own denoiser without gradient, everything else shared."""
+        """The reference, without gradient: the denoiser with its adapters off, or a copy where it has none."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole pipeline, so that it loads without this project."""
+        """Write the whole pipeline, adapters merged into it, so that it loads without this project."""
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapters alone, so that they load without this project."""

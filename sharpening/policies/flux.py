@@ -23,6 +23,10 @@ class FluxPolicy(FlowPolicy):
     """
 
     kind = FluxPipeline
+    lora_targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
     even_grid = True
 
     def native_side(self) -> int:

@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sharpening.policies import adapters
 from sharpening.policies.base import Condition
 from sharpening.policies.loading import load_pipeline, no_progress_bars
 from sharpening.policies.prompt_length import count_overlong, silence_pipelines
@@ -35,6 +37,7 @@ class LatentPolicy(ScheduledPolicy):
         any_shape: whether the denoiser takes latents of any height and width.
         loading: further arguments of the pipeline's `from_pretrained`.
         vae: the VAE.
+        tiny_vae: decodes images in its stead, where there is one (`decode_with`).
         latent_shape: `(C, H, W)`.
         decode_batch: most latents of one VAE call.
 
@@ -73,6 +76,7 @@ class LatentPolicy(ScheduledPolicy):
                 module.requires_grad_(False).eval()
         # A tenth to a fifth faster on CPUs, and batches small enough for the caches matter as much (`decode_batch`).
         self.vae = pipeline.vae.to(memory_format=torch.channels_last)
+        self.tiny_vae: AutoencoderTiny | None = None
         self._pixels = resolution or self.native_side() * pipeline.vae_scale_factor
         unit = self.patch * pipeline.vae_scale_factor
         if self._pixels % unit:
@@ -223,12 +227,16 @@ class LatentPolicy(ScheduledPolicy):
         latents = latents / self.vae.config.scaling_factor
         if (statistics := self._latent_statistics(latents)) is not None:
             latents = latents * statistics[1] + statistics[0]
-        drawn = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        return self._drawn(self.vae, latents)
+
+    @staticmethod
+    def _drawn(vae: Any, latents: Tensor) -> Tensor:
+        drawn = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (drawn.float() * 0.5 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channel height width"]) -> np.ndarray:
-        """Images of latents, rounded to 8 bit as the pipeline's image processor does.
+        """Images of latents, rounded to 8 bit as the pipeline's image processor does; by the tiny VAE, if any.
 
         Args:
             latents: clean latents, scaled as the denoiser sees them.
@@ -238,8 +246,41 @@ class LatentPolicy(ScheduledPolicy):
         """
         if not len(latents):
             return np.zeros((0, self._pixels, self._pixels, 3), np.uint8)
-        drawn = [self.pixels(chunk).permute(0, 2, 3, 1).cpu().numpy() for chunk in latents.split(self.decode_batch)]
+        drawn = [self._look(chunk).permute(0, 2, 3, 1).cpu().numpy() for chunk in latents.split(self.decode_batch)]
         return (np.concatenate(drawn) * 255).round().astype(np.uint8)
+
+    def _look(self, latents: Tensor) -> Tensor:
+        """Pixels of latents; a tiny VAE is made for latents as the denoiser sees them."""
+        tiny = self.tiny_vae
+        return self.pixels(latents) if tiny is None else self._drawn(tiny, latents / tiny.config.scaling_factor)
+
+    def decode_with(self, folder: str | Path | None) -> Self:
+        """The same model, whose images a tiny VAE decodes (`AutoencoderTiny`, such as TAESDXL): faster, less exact.
+
+        Args:
+            folder: its folder; None for the model's own VAE.
+
+        Returns:
+            A policy that shares everything else, with its own nfe count.
+
+        Raises:
+            ValueError: if it has other latents than the model.
+        """
+        other = copy.copy(self)
+        other.nfe, other.tiny_vae = 0, None
+        if folder is None:
+            return other
+        with no_progress_bars():
+            tiny = AutoencoderTiny.from_pretrained(folder, torch_dtype=self.vae.dtype, local_files_only=True)
+        shrunk = 2 ** (len(tiny.config.decoder_block_out_channels) - 1)
+        found, wanted = (tiny.config.latent_channels, shrunk), (self.latent_shape[0], self._pipeline.vae_scale_factor)
+        if found != wanted:
+            raise ValueError(
+                f"{folder} has {found[0]} channels at 1/{found[1]} of the pixels, but the model's latents have "
+                f"{wanted[0]} at 1/{wanted[1]}; pass a tiny VAE that was made for this model"
+            )
+        other.tiny_vae = tiny.to(self.device).requires_grad_(False).eval()
+        return other
 
     @torch.no_grad()
     def encode_images(self, images: np.ndarray) -> Float[Tensor, "batch channel height width"]:
@@ -289,10 +330,31 @@ class LatentPolicy(ScheduledPolicy):
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the pipeline; its class's `from_pretrained` loads it without this project.
+        """Write the pipeline, adapters merged into it; its class's `from_pretrained` loads it without this project.
 
         Args:
             folder: where to.
         """
+        pipeline = self.pipeline()
+        if self.adapted:
+            pipeline.register_modules(**{self.part: adapters.merged(self.denoiser)})
         with no_progress_bars():
-            self.pipeline().save_pretrained(folder, safe_serialization=True)
+            pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapters as the pipeline's `load_lora_weights(folder)` reads them.
+
+        The file is `pytorch_lora_weights.safetensors`. Families whose pipeline in diffusers loads no LoRA (PixArt) get
+        a folder for `peft.PeftModel.from_pretrained`.
+
+        Args:
+            folder: where to; made if it is not there.
+        """
+        if not hasattr(self.kind, "save_lora_weights"):
+            super().save_adapter(folder)
+            return
+        state, config = adapters.saved_form(self.denoiser)
+        if self.part == "unet":
+            state = convert_state_dict_to_diffusers(state)
+        told = {f"{self.part}_lora_layers": state, f"{self.part}_lora_adapter_metadata": config.to_dict()}
+        self.kind.save_lora_weights(folder, **told)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sharpening.policies import adapters
 from sharpening.policies.base import Condition, Prediction
 from sharpening.schedule import NoiseSchedule, ddim_moments, ddim_step, eps_and_x0
 
@@ -23,13 +27,17 @@ class ScheduledPolicy(ABC):
         device: where the model is.
         nfe: denoiser evaluations so far, calls × latents.
         max_batch: most rows of one denoiser call without gradient; None does not split.
+        lora_targets: ends of the names of the denoiser's attention projections, which LoRA adapts.
     """
+
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
     denoiser: nn.Module
     schedule: NoiseSchedule
     device: torch.device
     nfe: int = 0
     max_batch: int | None = None
+    _without_adapters: bool = False
 
     @abstractmethod
     def denoise(
@@ -113,15 +121,16 @@ class ScheduledPolicy(ABC):
         dtype = next(self.denoiser.parameters()).dtype
         condition, time = condition.to(self.device, dtype), self.schedule.model_time(t)
         size = len(x_t) if torch.is_grad_enabled() or self.max_batch is None else self.max_batch
-        outputs = [
-            self.denoise(
-                x_t[start : start + size].to(dtype),
-                time[start : start + size],
-                condition.rows(start, start + size),
-                guidance_scale,
-            )
-            for start in range(0, len(x_t), max(size, 1))
-        ]
+        with adapters.switched_off(self.denoiser) if self._without_adapters else nullcontext():
+            outputs = [
+                self.denoise(
+                    x_t[start : start + size].to(dtype),
+                    time[start : start + size],
+                    condition.rows(start, start + size),
+                    guidance_scale,
+                )
+                for start in range(0, len(x_t), max(size, 1))
+            ]
         return torch.cat(outputs) if outputs else torch.empty_like(x_t)
 
     # -- the sampler -----------------------------------------------------------------------------------------------
@@ -260,25 +269,67 @@ class ScheduledPolicy(ABC):
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """A snapshot of the denoiser.
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA adapters are trained instead of the denoiser's own weights."""
+        return bool(adapters.parameters(self.denoiser))
+
+    def add_adapter(self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), seed: int = 0) -> None:
+        """Train LoRA adapters from now on. They change nothing yet; the model as it is becomes their reference.
+
+        Args:
+            rank: rank of the adapters.
+            alpha: they are scaled by `alpha / rank`; None means the rank.
+            targets: ends of the names of the layers that get one; none means the family's attention projections.
+            seed: of their random half.
+
+        Raises:
+            ValueError: if there are adapters already, or no layer has one of the names.
+        """
+        if self.adapted:
+            raise ValueError("the denoiser has adapters already; load the model again for others")
+        adapters.add(self.denoiser, rank, rank if alpha is None else alpha, targets or self.lora_targets, seed)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that training changes; they ask for gradients from now on, and no others do.
 
         Returns:
-            Name to CPU tensor; copies, so later updates leave them alone.
+            The adapters' where there are any, else the whole denoiser's.
         """
-        return {name: value.detach().to("cpu", copy=True) for name, value in self.denoiser.state_dict().items()}
+        own = adapters.parameters(self.denoiser)
+        self.denoiser.requires_grad_(not own)
+        chosen = list(own.values()) if own else list(self.denoiser.parameters())
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """A snapshot of what is trained: of the adapters where there are any, else of the whole denoiser.
+
+        Returns:
+            Name to CPU tensor; copies, so later updates leave them alone. A reference that is the model without its
+            adapters says zeros, adapters that change nothing.
+        """
+        snapshot = {name: value.detach().to("cpu", copy=True) for name, value in self._trained().items()}
+        return {name: value.zero_() for name, value in snapshot.items()} if self._without_adapters else snapshot
+
+    def _trained(self) -> dict[str, Tensor]:
+        own = adapters.parameters(self.denoiser)
+        return {name: value.data for name, value in own.items()} if own else self.denoiser.state_dict()
 
     @torch.no_grad()
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Take over a snapshot of the denoiser; the tensors are copied, read-only ones will do.
+        """Take over a snapshot; the tensors are copied, read-only ones will do.
 
         Args:
             state: what `trainable_state` returned.
 
         Raises:
-            ValueError: if names or shapes are not this denoiser's.
+            ValueError: if names or shapes are not this denoiser's, or it is a reference without its adapters.
         """
-        own, kind = self.denoiser.state_dict(), type(self.denoiser).__name__
+        if self._without_adapters:
+            raise ValueError("a reference shares its denoiser with the model in training; load the weights into that")
+        own, kind = self._trained(), type(self.denoiser).__name__
         if own.keys() != state.keys():
             missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise ValueError(f"the weights are of another {kind}: missing {missing[:3]}, unknown {foreign[:3]}")
@@ -287,13 +338,25 @@ class ScheduledPolicy(ABC):
                 raise ValueError(f"the weights are of another {kind}: {name} is {tuple(state[name].shape)}")
             value.copy_(state[name])
 
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapters alone, as `peft.PeftModel.from_pretrained(denoiser, folder)` reads them.
+
+        Args:
+            folder: where to.
+        """
+        adapters.save_for_peft(self.denoiser, folder)
+
     def frozen_copy(self) -> Self:
-        """The reference: a copy of the denoiser without gradient; everything else is shared.
+        """The reference, without gradient.
 
         Returns:
-            A policy of its own nfe count.
+            A policy of its own nfe count. With adapters it is the same denoiser, asked with the adapters off: no weight
+            is held twice. Without, it has a copy of the denoiser. Everything else is shared.
         """
         other = copy.copy(self)
-        other.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
         other.nfe = 0
+        if self.adapted:
+            other._without_adapters = True
+        else:
+            other.denoiser = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
         return other

@@ -14,6 +14,10 @@ class SD3Policy(FlowPolicy):
     """Adapter of Stable Diffusion 3; its sampler draws the images that `StableDiffusion3Pipeline` draws."""
 
     kind = StableDiffusion3Pipeline
+    lora_targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
 
     def embed(self, prompt: str) -> Condition:
         """Embed one prompt with both CLIP encoders and T5 (zeros where the folder has no T5).

@@ -1,6 +1,7 @@
 """The DeepSpeed engine on one rank, in this process: the arithmetic of the plain loop, at every ZeRO stage."""
 
 import copy
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import RLHFOptions
-from rayjobs.runtime.engine import apply_gradients, build_engine, whole_weights
+from rayjobs.runtime.engine import apply_gradients, build_engine, load_state, save_state, whole_weights
 from rayjobs.runtime.learner import LearnerSpec
 from sharpening.data.source import Batch
 from sharpening.loop import learn
@@ -20,6 +22,7 @@ from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import TrainingOptions
 from sharpening.policies import load_policy
+from sharpening.prepare import prepare
 from sharpening.updates import micro_batches
 
 
@@ -45,17 +48,20 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         torch.set_num_threads(threads)
 
 
-def options() -> RLHFOptions:
+def options(**changes: Any) -> RLHFOptions:
     return RLHFOptions(
         branches=2, timesteps_per_rollout=2, rollout_steps=4, prompts_per_update=4, rollout_batch_size=4,
         train_batch_size=4, learning_rate=1e-3, max_grad_norm=0.1, lr_warmup_steps=0, lr_scheduler="constant",
+        **changes,
     )  # fmt: skip
 
 
-def spec(pipeline: Path, stage: int) -> LearnerSpec:
-    config = load_deepspeed(default_config_path("cpu"))
-    config["zero_optimization"]["stage"] = stage
-    return LearnerSpec(options(), str(pipeline), resolve_deepspeed(config, options()), "cpu", "", None, None)
+def spec(pipeline: Path, stage: int, offload: bool = False, **changes: Any) -> LearnerSpec:
+    config, chosen = load_deepspeed(default_config_path("cpu")), options(**changes)
+    config["zero_optimization"] = {"stage": stage, "reduce_bucket_size": "auto", "overlap_comm": "auto"}
+    if offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": "auto"}
+    return LearnerSpec(chosen, str(pipeline), resolve_deepspeed(config, chosen), "cpu", "", None, None)
 
 
 def roll_out(pipeline: Path, brightness: Any, update: int) -> Experience:
@@ -83,19 +89,35 @@ def weights(module: Any, engine: Any) -> dict[str, torch.Tensor]:
         return module.policy.trainable_state()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_engine_does_what_the_plain_loop_does(pipeline_folder: Path, brightness: Any, stage: int) -> None:
+LORA = {"rank": 4, "lora_alpha": 8.0, "lora_target_modules": ("to_q", "to_out.0")}  # few layers: ZeRO 3 minds each
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        *((stage, {}) for stage in range(4)),
+        *((stage, LORA) for stage in range(3)),
+        (2, {"offload": True}),
+        (2, {"gradient_checkpointing": True}),
+        (3, LORA | {"gradient_checkpointing": True}),
+    ],
+    ids=["0", "1", "2", "3", "0-lora", "1-lora", "2-lora", "2-offload", "2-checkpointing", "3-lora-checkpointing"],
+)
+def test_the_engine_does_what_the_plain_loop_does(
+    pipeline_folder: Path, brightness: Any, stage: int, changes: dict[str, Any]
+) -> None:
     experiences = [roll_out(pipeline_folder, brightness, update) for update in range(2)]
+    adapters = {name: value for name, value in changes.items() if name in LORA}
     training = TrainingOptions(
         prompts_per_update=4, train_batch_size=4, learning_rate=1e-3, max_grad_norm=0.1, lr_warmup_steps=0,
-        lr_scheduler="constant",
+        lr_scheduler="constant", **adapters,
     )  # fmt: skip
     policy, method = load_policy(pipeline_folder), RLHFSharpening(options().method_options())
-    optimizer = torch.optim.AdamW(
-        policy.denoiser.requires_grad_(True).parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0
-    )
-    module, engine = build_engine(spec(pipeline_folder, stage))
+    prepare(policy, training, learns=True)
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+    module, engine = build_engine(spec(pipeline_folder, stage, **changes))
     before = weights(module, engine)
+    assert all((".lora_" in name) == bool(adapters) for name in before)
     for experience in experiences:
         expected = learn(policy, method, experience, optimizer, training)
         losses, grad_norm = step(module, engine, experience)
@@ -110,19 +132,56 @@ def test_the_engine_does_what_the_plain_loop_does(pipeline_folder: Path, brightn
     assert apart < 0.02 * moved
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_a_checkpoint_continues_bit_for_bit(pipeline_folder: Path, brightness: Any, tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "adapters"), [(1, {}), (3, {}), (1, LORA), (3, LORA)], ids=str)
+def test_a_checkpoint_continues_bit_for_bit(
+    pipeline_folder: Path, brightness: Any, tmp_path: Path, stage: int, adapters: dict[str, Any]
+) -> None:
     first, second = (roll_out(pipeline_folder, brightness, update) for update in range(2))
-    module, engine = build_engine(spec(pipeline_folder, stage))
+    module, engine = build_engine(spec(pipeline_folder, stage, **adapters))
     step(module, engine, first)
-    engine.save_checkpoint(str(tmp_path), tag="engine")
+    save_state(engine, tmp_path, 1)
     expected = step(module, engine, second)
     final = weights(module, engine)
-    module, engine = build_engine(spec(pipeline_folder, stage))
-    assert engine.load_checkpoint(str(tmp_path), tag="engine")[0] is not None
+    module, engine = build_engine(spec(pipeline_folder, stage, **adapters))
+    load_state(engine, tmp_path)
     assert step(module, engine, copy.deepcopy(second)) == expected
     found = weights(module, engine)
     assert all(torch.equal(found[name], final[name]) for name in final)
+    if adapters:  # the frozen weights are the pretrained model's, and need no copy in every checkpoint
+        written = sum(file.stat().st_size for file in tmp_path.rglob("*.pt"))
+        assert written < (pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(("stage", "adapters"), [(0, {}), (1, {}), (2, LORA)], ids=str)
+def test_bf16_learns_about_the_same_from_float32_master_weights(
+    pipeline_folder: Path, brightness: Any, stage: int, adapters: dict[str, Any]
+) -> None:
+    method = RLHFSharpening(options().method_options())
+    policy = load_policy(pipeline_folder, dtype=torch.bfloat16)  # as a rollout actor holds it
+    prepare(policy, TrainingOptions(**adapters), learns=False)
+    seeds, prompts = Seeds(0, 0, (0, 1, 2, 3)), ["a red circle", "a blue cross", "a green square", "a red cross"]
+    experience = method.collect(policy, policy.frozen_copy(), brightness, Batch.of_prompts(prompts), seeds)
+    module, engine = build_engine(spec(pipeline_folder, stage, mixed_precision="bf16", **adapters))
+    exact, exact_engine = build_engine(spec(pipeline_folder, 1, **adapters))
+    assert {p.dtype for p in module.denoiser.parameters()} == {torch.bfloat16}
+    before = weights(module, engine)
+    losses, norm = step(module, engine, experience)
+    # It starts at the very weights of the reference, so that no rounding stands between the two.
+    assert losses == pytest.approx([math.log(2)] * 2, abs=1e-6)
+    assert norm == pytest.approx(step(exact, exact_engine, experience)[1], rel=0.05)
+    for _ in range(2):
+        losses, norm = step(module, engine, experience)
+        assert losses == pytest.approx(step(exact, exact_engine, experience)[0], rel=0.1)
+        assert math.isfinite(norm)
+    after = weights(module, engine)
+    assert all(value.dtype == torch.bfloat16 and value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    if stage == 0:  # DeepSpeed tells no master weights then
+        return
+    masters = [safe_get_full_fp32_param(p) for p in module.denoiser.parameters() if p.requires_grad]
+    assert {value.dtype for value in masters} == {torch.float32}
+    # Steps of 1e-3 are below bf16's resolution of weights near 1; what is kept in float32 is finer.
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in masters)
 
 
 def test_nothing_was_compiled(one_rank: Path) -> None:

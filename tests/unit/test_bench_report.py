@@ -170,6 +170,7 @@ def test_help_imports_nothing_heavy():
         (["--ray_address", "auto"], "ray_address"),
         (["--output_dir", "runs/here"], "output_dir"),
         (["--mixed_precision", "bf16"], "mixed_precision"),
+        (["--rank", "4"], "rank"),
         (["--branches", "1"], "branches"),
         (["--brunches", "3"], "brunches"),
     ],

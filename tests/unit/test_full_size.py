@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from tests.full_size import MODELS, activation_columns, activations, parameters, weights_columns
+from tests.full_size import MODELS, activation_columns, activations, adapters_of, parameters, weights_columns
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 PUBLISHED = {
@@ -49,6 +49,14 @@ def test_sdxl_at_full_size():
     assert rows[512][4:] == activation_columns(model, 512)
     assert rows[1024][5] == f"{activations(model, 1024, checkpointing=True) / 1e9:.1f}"
     assert model.inputs(1024)["sample"].shape == (1, 4, 128, 128)
+
+
+@pytest.mark.parametrize(("name", "layers", "count"), [("SDXL base", 560, 23_224_320), ("SD 3 medium", 191, 9_388_032)])
+def test_adapters_at_full_size(name, layers, count):
+    assert adapters_of(MODELS[name], rank=16) == (layers, count)
+    rows = (TABLE.parent / "training.md").read_text(encoding="utf-8")
+    full = weights_columns(MODELS[name])[2]
+    assert f"| {name} | {layers} | {count / 1e6:.1f} | {16 * count / 1e9:.2f} | {full} |" in rows
 
 
 def test_what_a_layer_keeps_by_hand():

@@ -178,8 +178,32 @@ def test_a_contradiction_is_refused_also_where_the_learner_resolves():
 
 
 def test_an_auto_that_no_flag_decides_is_refused():
-    with pytest.raises(OptionError, match=r"zero_optimization.reduce_bucket_size is \"auto\""):
-        resolve_deepspeed({"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}}, parse([]))
+    with pytest.raises(OptionError, match=r"zero_optimization.zero_hpz_partition_size is \"auto\""):
+        resolve_deepspeed({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}}, parse([]))
+
+
+def test_what_accelerate_sizes_by_the_models_width_is_left_to_deepspeed():
+    offloads = {name: {"device": "auto", "nvme_path": "auto"} for name in ("offload_optimizer", "offload_param")}
+    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto", **offloads}
+    zero |= {"stage3_param_persistence_threshold": "auto", "stage3_gather_16bit_weights_on_model_save": "auto"}
+    half = {"enabled": "auto", "loss_scale": "auto", "initial_scale_power": "auto"}
+    config = {"zero_optimization": zero, "fp16": half, "steps_per_print": "auto", "wall_clock_breakdown": False}
+    resolved = resolve_deepspeed(config, parse([]))
+    assert resolved["zero_optimization"] == {"stage": 3, "offload_optimizer": {}, "offload_param": {}}
+    assert resolved["fp16"] == {"enabled": False}
+    assert resolved["wall_clock_breakdown"] is False
+    assert config["zero_optimization"]["reduce_bucket_size"] == "auto"  # the file's contents are left as they were
+
+
+def test_adapters_and_averages_reach_the_loop_as_they_are_told():
+    argv = "--rank 8 --lora_alpha 4 --lora_target_modules to_q,to_v --use_ema --ema_decay 0.9 --gradient_checkpointing"
+    found = parse(argv.split()).training_options()
+    assert (found.rank, found.lora_alpha, found.lora_target_modules) == (8, 4.0, ("to_q", "to_v"))
+    assert (found.use_ema, found.ema_decay, found.gradient_checkpointing) == (True, 0.9, True)
+    assert parse(["--rank", "8", "--lora_target_modules", "to_q", "to_v"]).lora_target_modules == ("to_q", "to_v")
+    again = parse(["--rank", "8", "--lora_target_modules", "to_q"])
+    assert type(again)(**{k: v for k, v in again.config().items() if k != "method"}).training_options().rank == 8
+    assert {"rank", "lora_alpha", "lora_target_modules", "use_ema", "mixed_precision"} <= set(RLHFOptions.must_match())
 
 
 def test_default_deepspeed_file_follows_the_device():

@@ -78,3 +78,11 @@ def test_options_and_prompts_need_no_torch():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_guidance_in_the_loss_is_the_rollouts():
+    assert SharpeningOptions(guidance_scale=3.0).guidance_of_loss == 1.0
+    assert SharpeningOptions(guidance_scale=3.0, loss_guidance_scale=2.0).guidance_of_loss == 2.0
+    assert SharpeningOptions(guidance_scale=3.0, guidance_in_loss=True).guidance_of_loss == 3.0
+    with pytest.raises(OptionError, match="guidance_in_loss: says 3, but loss_guidance_scale 2; pass one of the two"):
+        SharpeningOptions(guidance_scale=3.0, loss_guidance_scale=2.0, guidance_in_loss=True)
