@@ -31,23 +31,6 @@ if _WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
-OWN_RAY = "test_reward_serve.py"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist which tests stay together: a process can hold one Ray, and two Rays at a time are enough."""
-    items.sort(key=lambda item: item.path.name != OWN_RAY)  # before one that is shared is there to stay
-    for item in items:
-        used = getattr(item, "fixturenames", ())
-        if item.path.name == OWN_RAY or "undisturbed" in used or item.path.name == "test_runtime.py":
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "local_ray" in used:
-            item.add_marker(pytest.mark.xdist_group("faults"))
-        elif item.path.parent.name == "integration":
-            item.add_marker(pytest.mark.xdist_group("jobs"))
-
-
 def build_tokenizer(model_max_length: int = 16):  # noqa: ANN201
     """A CLIP tokenizer that knows letters only, so it needs no file."""
     from transformers import CLIPTokenizer

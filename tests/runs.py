@@ -18,7 +18,7 @@ import pytest
 
 from rayjobs.command_line import parse
 from rayjobs.options import JobOptions
-from rayjobs.runtime.cluster import SETTINGS
+from rayjobs.runtime.cluster import OWN, SETTINGS
 from sharpening.evaluation.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,9 +124,8 @@ def shared_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        for name, value in SETTINGS.items():
+        for name, value in (SETTINGS | OWN).items():
             patch.setenv(name, value)
         import ray
         from ray import serve

@@ -22,6 +22,12 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hidden GPUs
 }
+OWN = {
+    # A Ray of our own has no dashboard and a few processes, and what watches them takes a tenth of a core.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # milliseconds between two looks at every process of the machine
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # seconds between two looks of Serve at its replicas
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,8 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
         os.environ["PYTHONPATH"] = _search_path()  # Ray's workers inherit it
         # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
         # No dashboard: it is ten processes, and ends with the run. `ray start --head` brings one to stay.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        for name, value in OWN.items():
+            os.environ.setdefault(name, value)
         cpus = max(machine.cpus(), threads)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return Connection(owned=True, made=True)
