@@ -54,7 +54,7 @@ def _ask(app: str) -> dict[str, Any]:
     except (RayError, RayServeException, TimeoutError) as error:
         raise OptionError(
             OPTION, f"no reward application '{app}' answers on this cluster ({type(error).__name__})",
-            f"start it with `serve run reward_servers.app:build --name {app} …`, or leave it out",
+            f"start it with `serve run --name {app} reward_servers.app:build reward=…`, or leave it out",
         ) from error  # fmt: skip
     return told
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.errors import JobError
+from rayjobs.runtime.driver import program
 from rayjobs.runtime.state import last_line
 from rayjobs.sweeping.plots import heat_map, reward_against_nfe
 from rayjobs.sweeping.space import Point, label, run_name
@@ -150,13 +151,14 @@ def write_report(folder: Path, runs: Sequence[RunResult], names: Sequence[str], 
         reasons = "; ".join(dict.fromkeys(run.error for run in runs if run.error)) or "all were stopped"
         raise SweepFailed(f"no run came to its end ({reasons}); {folder / TABLE} lists them, --resume tries again")
     best = next(run for run in finished[0].runs if run.summary)
-    write_json(folder / BEST, RunFolder(best.folder).config())
+    best_config = RunFolder(best.folder).config()
+    write_json(folder / BEST, best_config)
     varied = [name for name in names if len({result.point[name] for result in finished}) > 1]
     if len(varied) > 1:
         write_bytes(folder / HEAT_MAP, heat_map(finished, varied[0], varied[1]))
     curves = {f"{label(run.point)} seed={run.seed}": run.curve() for result in finished for run in result.runs}
     write_bytes(folder / CURVES, reward_against_nfe({name: curve for name, curve in curves.items() if curve[0]}))
-    lines = [table, "", f"best: python rayjobs/{_program(best)} --config {folder / BEST}"]
+    lines = [table, "", f"best: python rayjobs/{program(best_config['method'])} --config {folder / BEST}"]
     lines += [f"failed: {line.removeprefix('- ')}" for line in failures]
     return "\n".join([*lines, f"sweep folder: {folder}"])
 
@@ -213,8 +215,3 @@ def _columns(runs: Sequence[RunResult], names: Sequence[str]) -> dict[str, list[
     columns["folder"] = [run.folder.name for run in runs]
     columns["error"] = [run.error for run in runs]
     return columns
-
-
-def _program(run: RunResult) -> str:
-    method = RunFolder(run.folder).config()["method"]
-    return f"{method}.py" if method in ("rlhf", "sft") else "finetune.py"
