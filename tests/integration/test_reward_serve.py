@@ -371,6 +371,22 @@ def test_documented_curl_commands_work(url: str, tmp_path: Path) -> None:
     assert [entry["name"] for entry in outputs[3]["rewards"]] == ["red", "clip", "gone"]
 
 
+def test_documented_clients_work(app: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/serving.md, with the names of what is served here."""
+    import ray
+
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    over_http, by_handle = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.setattr(ray, "init", lambda address: None)  # this process is connected
+    names: dict[str, Any] = {}
+    exec(over_http.replace("http://127.0.0.1:8000", url), names)
+    by_handle = by_handle.replace('"rewards"', '"gateway-test"').replace('"verifier"', '"red"')
+    exec(by_handle.replace('"reward"', f'"{app}"'), names)
+    assert same(names["clip"], names["scores"])
+    assert same(names["both"]["clip"], names["scores"])
+    assert same(names["both"]["red"], Scores(red(names["images"])))
+
+
 def test_other_weights_take_over_between_batches_and_bad_ones_are_refused(
     app: str, folder: Path, expected: ClipScorer, tmp_path: Path
 ) -> None:
