@@ -40,6 +40,7 @@ def branch(
     steps: int,
     grid: Int[Tensor, " time"],
     guidance_scale: float = 1.0,
+    predict_x0: bool = True,
 ) -> Trajectories:
     """Noise clean latents to t and walk m states down the sampler's grid (Algorithms 1 and 2, Eq. 5–6).
 
@@ -54,6 +55,8 @@ def branch(
         steps: m, states a branch has if the grid does not end before.
         grid: the sampler's timesteps, descending.
         guidance_scale: classifier-free guidance; 1 is none.
+        predict_x0: whether x̂_0 is wanted; where nobody judges it, it stays zero, and only those predictions are
+            made that a next state comes of.
 
     Returns:
         The trajectories, without a graph.
@@ -73,11 +76,15 @@ def branch(
     predicted = torch.zeros_like(states)
     for i in range(steps):
         rows = mask_rows[:, i].nonzero().squeeze(1)
+        states[rows, i] = x[rows]
+        if not predict_x0:  # a prediction serves the next state alone
+            rows = mask_rows[:, i + 1].nonzero().squeeze(1) if i + 1 < steps else rows[:0]
         if len(rows) == 0:
             break
         t = t_rows[rows, i]
         prediction = policy.predict(x[rows], t, condition.index(rows), guidance_scale)
-        states[rows, i], predicted[rows, i] = x[rows], prediction.x0
+        if predict_x0:
+            predicted[rows, i] = prediction.x0
         if i + 1 < steps:
             x[rows] = policy.step(x[rows], t, policy.previous(t, len(grid)), prediction)
     shape = (len(x0), branches)

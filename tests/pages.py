@@ -75,7 +75,8 @@ def commands(block: Block) -> Iterator[Command]:
         return
     found: list[tuple[str, list[str]]] = []
     for line in lines:
-        called = line.startswith("$ ") if prompted else bool(line.strip()) and not re.match(r"[a-z_]+: |\.\.\.|INFO ", line)
+        output = re.match(r"[a-z_]+: |\.\.\.|INFO ", line) or not line.strip()
+        called = line.startswith("$ ") if prompted else not output
         if called:
             found.append((line.removeprefix("$ "), []))
         elif found and line.strip():

@@ -26,6 +26,7 @@ SWEPT: dict[str, tuple[float, ...]] = {
 """Values of each sweep: those of the paper's Tables 2 and 3, and λ from argmax to uniform."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rlhf_guided": ("rlhf", {"guidance_scale": 3.0, "loss_guidance_scale": 3.0, "beta": 60.0, "learning_rate": 4e-5}),
+    "rlhf_image": ("rlhf", {"selection": "image"}),
 }
 """Systems that are a method with other options than it was tuned with: by name, the method and the options."""
 QUICK: dict[str, Any] = {
@@ -45,7 +46,11 @@ class CompareOptions(Options):
     )
 
     methods: tuple[str, ...] = option(
-        (*METHODS, *VARIANTS), "systems", "names", "fine-tuning methods; rlhf_guided is rlhf trained under guidance"
+        (*METHODS, *VARIANTS),
+        "systems",
+        "names",
+        "fine-tuning methods; rlhf_guided is rlhf trained "
+        "under guidance, rlhf_image picks by the images and not by paths",
     )
     searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
     sweeps: tuple[Sweep, ...] = option(

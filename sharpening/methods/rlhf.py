@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sharpening import losses
@@ -21,6 +22,29 @@ from sharpening.policies.base import Condition, Policy
 from sharpening.rewards.base import ScoreFn
 from sharpening.sampling import sample
 from sharpening.seeds import generator, noise
+
+
+@dataclass
+class _Judged:
+    """Branches of P·K starts, and which two of each are learnt from.
+
+    Attributes:
+        trajectories: branches, all n or the two.
+        x0: the clean latents that they start from, a row a prompt.
+        columns: places of winner and loser among these branches `[P·K, 2]`.
+        path_reward: S of all n `[P·K, n]`; what stands at a failed prompt means nothing.
+        pair: places of winner and loser among the n `[P·K, 2]`.
+        failed: why a prompt has no reward, by its place in the task.
+        images: how many were scored.
+    """
+
+    trajectories: Trajectories
+    x0: Tensor
+    columns: Int[Tensor, "start 2"]
+    path_reward: Float[Tensor, "start branch"]
+    pair: Int[Tensor, "start 2"]
+    failed: dict[int, str]
+    images: int
 
 
 class RLHFSharpening:
@@ -56,28 +80,21 @@ class RLHFSharpening:
         Raises:
             ValueError: if prompts and slots differ in number, or the reward answers for another number of images.
         """
-        options, clock, prompts = self.options, Stopwatch(policy.device), batch.prompts
+        options, clock = self.options, Stopwatch(policy.device)
         check_batch(batch, seeds)
         spent = policy.nfe + reference.nfe
         with clock("generate"):
-            condition = policy.encode(prompts)
+            condition = policy.encode(batch.prompts)
             with precision(options, policy.device):
                 initial, x0 = self._generate(policy, condition, seeds)
-        with clock("branch"), precision(options, policy.device):
-            trajectories = self._branch(policy, condition, initial, x0, seeds)
-        with clock("decode"), precision(options, policy.device):
-            exists = trajectories.mask[:, None, :].expand(trajectories.x_t.shape[:3])
-            images = policy.decode(trajectories.x0[exists])
-        with clock("reward"):
-            owner = exists.nonzero()[:, 0].cpu() // options.timesteps_per_rollout  # prompt of each image
-            values, failed = score_images(score, images, prompts, owner)
-        rewards = torch.zeros(exists.shape).masked_scatter(exists.cpu(), values)
-        experience = self._select(policy, condition, trajectories, x0, rewards, failed, prompts, seeds)
+        judge = self._by_image if options.selection == "image" else self._by_path
+        judged = judge(policy, condition, initial, x0, score, batch.prompts, seeds, clock)
+        experience = self._experience(policy, condition, judged, batch.prompts, seeds)
         with clock("reference"):
             experience.reference_error = pair_errors(reference, experience, options.guidance_of_loss).cpu()
         experience.nfe = policy.nfe + reference.nfe - spent
         experience.seconds = clock.seconds
-        experience.images_scored = len(images)
+        experience.images_scored = judged.images
         return experience
 
     def loss(self, policy: Policy, experience: PairExperience) -> Loss:
@@ -136,7 +153,53 @@ class RLHFSharpening:
         repeats = options.branches // latents
         return tuple(x.unflatten(0, shape).repeat_interleave(repeats, dim=1) for x in (initial, x0))
 
-    def _branch(self, policy: Policy, condition: Condition, initial: Tensor, x0: Tensor, seeds: Seeds) -> Trajectories:
+    def _by_path(
+        self, policy: Policy, condition: Condition, initial: Tensor, x0: Tensor, score: ScoreFn,
+        prompts: Sequence[str], seeds: Seeds, clock: Stopwatch,
+    ) -> _Judged:  # fmt: skip
+        """Branch every image at K timesteps, and pick by the rewards of all states (Eq. 8)."""
+        options, repeats = self.options, self.options.timesteps_per_rollout
+        with clock("branch"), precision(options, policy.device):
+            eps = self._branch_noise(policy, initial, seeds)
+            trajectories = self._branch(policy, condition, x0, eps, seeds)
+        with clock("decode"), precision(options, policy.device):
+            exists = trajectories.mask[:, None, :].expand(trajectories.x_t.shape[:3])
+            images = policy.decode(trajectories.x0[exists])
+        with clock("reward"):
+            owner = exists.nonzero()[:, 0].cpu() // repeats  # prompt of each image
+            values, failed = score_images(score, images, prompts, owner)
+        rewards = torch.zeros(exists.shape).masked_scatter(exists.cpu(), values)
+        path_reward = path_rewards(rewards, trajectories.mask.cpu())
+        if options.selection == "prompt":  # over all K timesteps: the K short paths are pieces of one
+            path_reward = path_reward.unflatten(0, (len(prompts), repeats)).mean(1).repeat_interleave(repeats, dim=0)
+        pair = self._pick(path_reward, seeds)
+        return _Judged(trajectories, x0, pair, path_reward, pair, failed, len(images))
+
+    def _by_image(
+        self, policy: Policy, condition: Condition, initial: Tensor, x0: Tensor, score: ScoreFn,
+        prompts: Sequence[str], seeds: Seeds, clock: Stopwatch,
+    ) -> _Judged:  # fmt: skip
+        """Pick by the rewards of the images themselves, and branch the two that are picked."""
+        options, repeats = self.options, self.options.timesteps_per_rollout
+        with clock("decode"), precision(options, policy.device):
+            images = policy.decode(x0.flatten(0, 1))
+        with clock("reward"):
+            owner = torch.arange(len(prompts)).repeat_interleave(options.branches)
+            values, failed = score_images(score, images, prompts, owner)
+        path_reward = values.unflatten(0, (len(prompts), options.branches)).repeat_interleave(repeats, dim=0)
+        pair = self._pick(path_reward, seeds)
+        with clock("branch"), precision(options, policy.device):
+            rows, two = torch.arange(len(prompts))[:, None], pair[::repeats]
+            rows, two = rows.to(x0.device), two.to(x0.device)
+            x0 = x0[rows, two]
+            eps = self._branch_noise(policy, initial, seeds).transpose(1, 2)[rows, two].transpose(1, 2)
+            trajectories = self._branch(policy, condition, x0, eps, seeds, predict_x0=False)
+        columns = torch.tensor([0, 1]).expand(len(pair), 2)
+        return _Judged(trajectories, x0, columns, path_reward, pair, failed, len(images))
+
+    def _branch(
+        self, policy: Policy, condition: Condition, x0: Tensor, eps: Tensor, seeds: Seeds, predict_x0: bool = True
+    ) -> Trajectories:
         """Branches of all K timesteps of all prompts in one batch of P·K starts."""
         options, repeats = self.options, self.options.timesteps_per_rollout
         return branch(
@@ -144,10 +207,11 @@ class RLHFSharpening:
             condition.repeat_interleave(repeats),
             x0.repeat_interleave(repeats, dim=0),
             stratified_places(seeds, options.rollout_steps, repeats).flatten(),
-            self._branch_noise(policy, initial, seeds).flatten(0, 1),
+            eps.flatten(0, 1),
             options.branch_steps,
             policy.timesteps(options.rollout_steps),
             options.guidance_scale,
+            predict_x0,
         )
 
     def _branch_noise(
@@ -168,27 +232,20 @@ class RLHFSharpening:
         eps = eps.view(len(seeds.slots), options.timesteps_per_rollout, -1, *shape)
         return eps.expand(-1, -1, options.branches, *shape)
 
-    def _select(
-        self,
-        policy: Policy,
-        condition: Condition,
-        trajectories: Trajectories,
-        x0: Tensor,
-        rewards: Float[Tensor, "start branch step"],
-        failed: dict[int, str],
-        prompts: Sequence[str],
-        seeds: Seeds,
+    def _pick(self, path_reward: Float[Tensor, "start branch"], seeds: Seeds) -> Int[Tensor, "start 2"]:
+        """Winner and loser of each start; those of a prompt without a score mean nothing."""
+        return torch.stack(select(path_reward, self.options.temperature, self._gumbel(seeds)), dim=1)
+
+    def _experience(
+        self, policy: Policy, condition: Condition, judged: _Judged, prompts: Sequence[str], seeds: Seeds
     ) -> PairExperience:
-        """Winner and loser of every group whose prompt scored; reference errors and account are still to be filled."""
+        """The pairs of every prompt that scored; reference errors and account are still to be filled."""
         options, repeats = self.options, self.options.timesteps_per_rollout
+        trajectories, x0, failed = judged.trajectories, judged.x0, judged.failed
         kept = [b for b in range(len(prompts)) if b not in failed]
         start = torch.tensor([b * repeats + k for b in kept for k in range(repeats)], dtype=torch.long)
-        rewards, mask = rewards[start], trajectories.mask.cpu()[start]
-        path_reward = path_rewards(rewards, mask)
-        if options.selection == "prompt":  # Eq. 8 over all K timesteps: the K short paths are pieces of one
-            path_reward = path_reward.unflatten(0, (len(kept), repeats)).mean(1).repeat_interleave(repeats, dim=0)
-        pair = torch.stack(select(path_reward, options.temperature, self._gumbel(seeds, kept)), dim=1)  # (G, 2)
-        rows, columns = start[:, None].to(x0.device), pair.to(x0.device)
+        path_reward = judged.path_reward[start]
+        rows, columns = start[:, None].to(x0.device), judged.columns[start].to(x0.device)
         x_t, timesteps = trajectories.x_t[rows, columns], trajectories.timesteps[start.to(x0.device)]
         target = trajectories.eps[rows, columns][:, :, None].expand_as(x_t)
         if options.target == "state":
@@ -204,24 +261,24 @@ class RLHFSharpening:
             group_prompt=torch.arange(len(kept)).repeat_interleave(repeats),
             x_t=x_t.cpu(),
             timesteps=timesteps.cpu(),
-            mask=mask,
+            mask=trajectories.mask.cpu()[start],
             target=target.contiguous().cpu(),
             reference_error=torch.zeros(x_t.shape[:3]),
-            reward=path_reward.gather(1, pair),
+            reward=path_reward.gather(1, judged.pair[start]),
             path_rewards=path_reward,
             dropped=[(seeds.slots[b], reason) for b, reason in sorted(failed.items())],
         )
 
-    def _gumbel(self, seeds: Seeds, kept: Sequence[int]) -> Float[Tensor, "group 2 branch"] | None:
+    def _gumbel(self, seeds: Seeds) -> Float[Tensor, "start 2 branch"] | None:
         options = self.options
         if options.temperature == 0:
             return None
-        together = options.selection == "prompt"
+        apart = options.selection == "timestep"
         draws = [
-            generator(seeds.run_seed, "select", seeds.update, seeds.slots[b], 0 if together else k).gumbel(
+            generator(seeds.run_seed, "select", seeds.update, slot, k if apart else 0).gumbel(
                 size=(2, options.branches)
             )
-            for b in kept
+            for slot in seeds.slots
             for k in range(options.timesteps_per_rollout)
         ]
-        return torch.from_numpy(np.stack(draws)) if draws else torch.zeros(0, 2, options.branches)
+        return torch.from_numpy(np.stack(draws))

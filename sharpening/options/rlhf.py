@@ -23,7 +23,8 @@ class SharpeningOptions(MethodOptions):
         winner_weight: μ, weight of Eq. 9's supervised error on the winner beside the preference loss (0: none).
         timesteps_per_rollout: K, timesteps at which one generated image is branched, stratified over the grid.
         selection: "prompt": one winner and one loser a prompt, by the path reward over all its K timesteps; "timestep":
-            each timestep picks its own (at high noise the branches' predictions hardly differ, so it picks by chance).
+            each timestep picks its own (at high noise the branches' predictions hardly differ, so it picks by chance);
+            "image": by the reward of the branches' clean images x_0, which only winner and loser are branched from.
         latents_per_prompt: generated x_0 per prompt: 0 = one a branch, 1 = one shared by all (the paper's text).
         branch_noise: "shared" by the branches of a (prompt, timestep), "fresh" for each, or the branch's "own"
             sampling noise.
@@ -59,8 +60,10 @@ class SharpeningOptions(MethodOptions):
     timesteps_per_rollout: int = described(
         4, "timesteps at which every prompt's images are branched and learnt", "timesteps a prompt", "K", ge=1
     )
-    selection: Literal["prompt", "timestep"] = described(
-        "prompt", "one winner and loser a prompt, by the reward over all its timesteps, or each timestep its own",
+    selection: Literal["prompt", "timestep", "image"] = described(
+        "prompt",
+        "one winner and loser a prompt, by the reward over all its timesteps; each timestep its own; or one a prompt, "
+        "by the reward of the generated images, whatever their branches predict",
         symbol="τ̂",
     )  # fmt: skip
     latents_per_prompt: int = described(
@@ -110,6 +113,11 @@ class SharpeningOptions(MethodOptions):
             self.latents_per_prompt != 1 or self.branch_noise == "fresh",
             "branch_noise",
             f"{self.branch_noise} with latents_per_prompt 1 makes all branches of a prompt the same; pass fresh",
+        )
+        require(
+            self.latents_per_prompt != 1 or self.selection != "image",
+            "selection",
+            "image with latents_per_prompt 1 has one image to choose from; pass prompt or timestep",
         )
         require(
             self.loss != "rebel" or self.reward_scale > 0,

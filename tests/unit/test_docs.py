@@ -140,7 +140,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
 def test_the_pages_have_commands() -> None:
     """Or the next test would say nothing."""
     assert len(COMMANDS) > 70
-    assert {name for name in JOBS} | {"search", "compare", "sweep", "capacity", "report"} <= {
+    assert set(JOBS) | {"search", "compare", "sweep", "capacity", "report"} <= {
         Path(word).stem for command in COMMANDS for word in command.words if word.startswith("rayjobs/")
     }
 
@@ -151,14 +151,12 @@ def test_a_command_is_understood(command: Command, tmp_path: Path, monkeypatch: 
     words = command.words
     name = pages.program(words[0])
     assert name, f"what is {words[0]}?"
-    expected = [line for line in command.shown if ": error: " in line]
+    said = ""
     try:
         CHECKS.get(name, check_files)(words[1:])
     except OptionError as error:
-        assert expected, error
-        assert f"{Path(words[1]).stem}: error: {error}" == expected[0]
-    else:
-        assert not [line for line in expected if "is an address" not in line]
+        said = f"{Path(words[1]).stem}: error: {error}"
+    assert [said] * bool(said) == [line for line in command.shown if ": error: " in line]
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in ("yaml", "toml", "json")], ids=str)

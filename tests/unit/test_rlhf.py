@@ -379,11 +379,11 @@ def test_gumbel_noise_is_each_prompts_own(policy, brightness):
     """Selection above λ = 0 draws from (update, slot, timestep), so a dropped prompt shifts nobody's draw."""
     method = RLHFSharpening(replace(OPTIONS, temperature=1.0, selection="timestep"))
     seeds = Seeds(11, 5, (4, 5, 6))
-    all_three, without = method._gumbel(seeds, [0, 1, 2]), method._gumbel(seeds, [0, 2])
+    all_three, without = method._gumbel(seeds), method._gumbel(Seeds(11, 5, (4, 6)))
     assert torch.equal(all_three[[0, 1, 2, 6, 7, 8]], without)
     expected = generator(11, "select", 5, 6, 1).gumbel(size=(2, 3))
     assert np.array_equal(all_three[7].numpy(), expected)
-    together = RLHFSharpening(replace(OPTIONS, temperature=1.0))._gumbel(seeds, [0, 1, 2])
+    together = RLHFSharpening(replace(OPTIONS, temperature=1.0))._gumbel(seeds)
     assert torch.equal(together[0], together[2])  # one draw a prompt
     assert not torch.equal(together[2], together[3])
 
@@ -396,6 +396,46 @@ def test_a_winner_is_one_for_all_timesteps_of_a_prompt_or_one_for_each(policy, b
     torch.testing.assert_close(shared, own.mean(1, keepdim=True).expand(4, 3, 3))
     torch.testing.assert_close(together.reward[:, 0].view(4, 3), own.mean(1).amax(-1)[:, None].expand(4, 3))
     torch.testing.assert_close(apart.reward[:, 1], own.flatten(0, 1).amin(-1))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("branch_noise", ["shared", "own"])
+def test_images_may_decide_instead_of_paths(policy, brightness, steps, branch_noise):
+    """By hand: the rewards of the decoded x_0, and the states of the two that they pick; nothing else is evaluated."""
+    options = replace(
+        OPTIONS, selection="image", branch_steps=steps, branch_noise=branch_noise, timesteps_per_rollout=2
+    )  # fmt: skip
+    experience = collect(policy, brightness, options, slots=(2, 3))
+    condition = policy.encode([PROMPTS[2], PROMPTS[3]])
+    grid = policy.timesteps(6)
+    counts = experience.mask.sum(1)
+    for b, slot in enumerate((2, 3)):
+        initial = torch.stack([noise(policy.latent_shape, 11, "latent", 5, slot, k) for k in range(3)])
+        x0 = sample(policy, condition.index(torch.tensor([b] * 3)), initial, 6)
+        rewards = torch.from_numpy(brightness(policy.decode(x0), [PROMPTS[slot]] * 3).values)
+        pair = [int(rewards.argmax()), int(rewards.argmin())]
+        for k in range(2):
+            group = 2 * b + k
+            torch.testing.assert_close(experience.path_rewards[group], rewards, atol=0.3, rtol=0)
+            torch.testing.assert_close(experience.reward[group], experience.path_rewards[group][pair])
+            eps = initial[pair] if branch_noise == "own" else noise(policy.latent_shape, 11, "branch", 5, slot, k)
+            t = experience.timesteps[group, 0].expand(2)
+            state = policy.add_noise(x0[pair], eps.expand(2, *x0.shape[1:]), t)
+            torch.testing.assert_close(experience.x_t[group, :, 0], state, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(experience.target[group, :, 0], eps.expand_as(state))
+            if counts[group] == 2:
+                rows = condition.index(torch.tensor([b, b]))
+                second = policy.step(state, t, policy.previous(t, 6), policy.predict(state, t, rows))
+                torch.testing.assert_close(experience.x_t[group, :, 1], second, atol=1e-4, rtol=1e-4)
+    assert grid[0] >= experience.timesteps.max()
+    assert experience.images_scored == 2 * 3
+    walked = 2 * int((counts - 1).sum())  # every state but a first one comes of a prediction
+    assert experience.nfe == 2 * 3 * 6 + walked + 2 * int(counts.sum())
+
+
+def test_one_image_has_nothing_to_choose_from():
+    with pytest.raises(OptionError, match="image with latents_per_prompt 1 has one image"):
+        replace(OPTIONS, selection="image", latents_per_prompt=1, branch_noise="fresh")
 
 
 def test_the_winner_weight_adds_equation_9_on_the_winner(policy, brightness):

@@ -41,6 +41,7 @@ SYSTEMS: dict[str, System] = {
     "fk_steering": System("FK steering", "search"),
     "sft": System("SFT sharpening", "fine-tuning", ours=True),
     "rlhf": System("RLHF sharpening", "fine-tuning", ours=True),
+    "rlhf_image": System("RLHF, picked by image", "fine-tuning", ours=True),
     "rlhf_guided": System("RLHF sharpening, guided", "fine-tuning", ours=True),
 }
 """In the order of the tables' rows."""
