@@ -162,6 +162,10 @@ def test_guidance_table_and_equal_cost():
     assert sorted(ours.by_scale) == [1.0, 3.0]
     assert base.difference is None
     assert ours.difference.mean == pytest.approx(-0.02, abs=0.01)
+    assert {scale: found.mean for scale, found in ours.gains.items()} == pytest.approx(
+        {1.0: 0.08, 3.0: -0.05}, abs=0.01
+    )
+    assert base.gains == {}
     base, ours = equal_cost_table(scores, "facts")
     assert (base.nfe, ours.nfe) == (2 * STEPS, 2 * STEPS)
     assert base.unguided_gain.mean == pytest.approx(-0.08, abs=0.01)

@@ -30,7 +30,7 @@ RUN_ELSEWHERE = {
     "docs/serving.md": "tests/integration/test_reward_serve.py",
 }
 """Pages whose Python needs more than this file has, and where it is run."""
-FOREIGN = {"generate", "head", "labels", "name"}  # of Ray and Serve; theirs have hyphens otherwise
+FOREIGN = {"dist", "generate", "head", "labels", "name"}  # of pytest, Ray and Serve; theirs have hyphens otherwise
 OURS = {"json", "count", "output", "write"}  # of scripts without a model of their options
 
 

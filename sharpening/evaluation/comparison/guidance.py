@@ -26,6 +26,7 @@ class GuidanceRow:
         best: estimate at its best scale, which is chosen on other prompts than it is judged on.
         scales: the scales chosen on the two halves of the prompts.
         difference: its best against the base model's best; `None` for the base model.
+        gains: against the base model at the same scale, by scale; empty for the base model.
     """
 
     system: str
@@ -33,6 +34,7 @@ class GuidanceRow:
     best: Estimate | None
     scales: tuple[float, ...]
     difference: Estimate | None
+    gains: dict[float, Estimate]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def guidance_table(scores: Scores, column: str, steps: int) -> list[GuidanceRow]
     Returns:
         A row a model, in the order of the tables.
     """
-    base_best = at_best(scores.of(BASE, steps=steps), column, scores)
+    base_settings = scores.of(BASE, steps=steps)
+    base_best = at_best(base_settings, column, scores)
+    base_tables = {setting.guidance_scale: scores.table(setting, column) for setting in base_settings}
     rows = []
     for system in _models():
         settings = scores.of(system, steps=steps)
@@ -123,7 +127,12 @@ def guidance_table(scores: Scores, column: str, steps: int) -> list[GuidanceRow]
             continue
         best = at_best(settings, column, scores)
         gain = difference(best.table, base_best.table) if system != BASE else None
-        rows.append(GuidanceRow(system, by_scale, estimate(best.table), best.scales, gain))
+        gains = {
+            s.guidance_scale: difference(scores.table(s, column), base_tables[s.guidance_scale])
+            for s in settings if system != BASE and s.guidance_scale in base_tables
+        }  # fmt: skip
+        known = {scale: found for scale, found in gains.items() if found is not None}
+        rows.append(GuidanceRow(system, by_scale, estimate(best.table), best.scales, gain, known))
     return rows
 
 

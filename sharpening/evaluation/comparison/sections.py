@@ -175,6 +175,16 @@ def guidance(results: ComparisonResults, scores: Scores) -> str:
         "the prompts at the scale that is best on the other half. w = 1 costs half the NFE of the others.",
         markdown_table(header, cells),
     ]  # fmt: skip
+    if any(row.gains for row in rows):
+        cells = [
+            [title_of(row.system), *(gain(row.gains.get(scale), digits) for scale in scales)]
+            for row in rows if row.gains
+        ]  # fmt: skip
+        parts += [
+            "Against the base model at the same scale. Two halves may choose two scales for the base model, of which "
+            "one is none too good, and then every model looks better at its best; here nothing is chosen.",
+            markdown_table(["model", *(f"w = {scale:g}" for scale in scales)], cells),
+        ]
     equal = equal_cost_table(scores, column)
     if equal:
         header = ["NFE/image", "model", "unguided", "best guided", "chosen w", "unguided against guided base",
