@@ -327,7 +327,7 @@ def test_the_server_keeps_to_its_schema(url: str) -> None:
         for mode in schemathesis.GenerationMode if posts else [schemathesis.GenerationMode.POSITIVE]:
 
             @hypothesis.settings(
-                max_examples=20 if posts else 2, deadline=None, derandomize=True, database=None,
+                max_examples=48 if posts else 2, deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(hypothesis.HealthCheck),
             )  # fmt: skip
             @hypothesis.given(case=operation.ok().as_strategy(generation_mode=mode))

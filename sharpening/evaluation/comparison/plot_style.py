@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "base": GREY, "standard": "#b08a2e", "dpo": "#7a5aa6", "ddpo": RED, "d3po": "#d98a5f", "iterpo": "#3f8f6b",
-    "rebel": "#a64d79", "sft": "#5b9bd5", "rlhf": BLUE,
+    "rebel": "#a64d79", "guidance_distillation": "#c98a1b", "sft": "#5b9bd5", "rlhf": BLUE, "rlhf_image": "#3a9fb5",
+    "rlhf_guided": "#123a63",
     "random": "#8c8c8c", "zero_order": "#3f8f6b", "paths": "#b08a2e", "demon": RED, "free2guide": "#7a5aa6",
     "fk_steering": "#a64d79",
 }  # fmt: skip
