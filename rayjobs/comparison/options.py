@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {
     "seeds": (0,), "updates": 2, "prompts_per_update": 6, "eval_prompts": 12, "other_prompts": 6, "search_prompts": 6,
     "guidance_scales": (1.0, 3.0), "search_multiples": (1, 4), "diversity_images": 2, "sweeps": (),
 }  # fmt: skip
-"""What --quick sets: every system runs and every part of the report is written; no number means anything."""
+"""What --quick sets: every method and search runs and every part of the report is written; no number means anything."""
 
 
 class CompareOptions(Options):
@@ -46,12 +46,9 @@ class CompareOptions(Options):
     )
 
     methods: tuple[str, ...] = option(
-        (*METHODS, *VARIANTS),
-        "systems",
-        "names",
-        "fine-tuning methods; rlhf_guided is rlhf trained "
-        "under guidance, rlhf_image picks by the images and not by paths",
-    )
+        (*METHODS, *VARIANTS), "systems", "names",
+        "fine-tuning methods; rlhf_guided is rlhf trained under guidance, rlhf_image picks by images, not by paths",
+    )  # fmt: skip
     searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
     sweeps: tuple[Sweep, ...] = option(
         ("branches", "branch_steps", "temperature"), "systems", "names",
@@ -150,7 +147,9 @@ class CompareOptions(Options):
 
     def resolved(self) -> "CompareOptions":
         """These options with what --quick decides, and the grader's model where there is a grader."""
-        model = {"grader_model": self.grader_model or MODEL} if self.grader_url else {}
+        model: dict[str, Any] = {"grader_model": self.grader_model or MODEL} if self.grader_url else {}
+        if self.quick and "methods" not in self.model_fields_set:
+            model["methods"] = tuple(METHODS)  # a variant shows nothing that its method does not
         return self.model_copy(update=model | (QUICK if self.quick else {}))
 
 

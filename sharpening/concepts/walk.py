@@ -126,7 +126,8 @@ def walk(
         policy, policy.encode([prompt] * times), x0.expand(times, *x0.shape), torch.tensor(places),
         eps[:, None].expand(times, *x0.shape), states, policy.timesteps(steps),
     )  # fmt: skip
-    predicted = policy.decode(found.x0.flatten(0, 2)).reshape(times, branches, states, *_side(policy, x0), 3)
+    images = policy.decode(x0)
+    predicted = policy.decode(found.x0.flatten(0, 2)).reshape(times, branches, states, *images.shape[1:])
     values = score(predicted.reshape(-1, *predicted.shape[3:]), [prompt] * (times * branches * states)).values
     rewards: Float[torch.Tensor, "time branch step"] = torch.from_numpy(np.asarray(values)).reshape(
         times, branches, states
@@ -134,12 +135,6 @@ def walk(
     paths = path_rewards(rewards, found.mask).mean(0, keepdim=True)
     winner, loser = select(paths)
     return Walk(
-        policy.decode(x0), found.timesteps.numpy(), found.mask.numpy(), predicted, rewards.numpy(), paths[0].numpy(),
+        images, found.timesteps.numpy(), found.mask.numpy(), predicted, rewards.numpy(), paths[0].numpy(),
         int(winner), int(loser),
     )  # fmt: skip
-
-
-def _side(policy: Policy, x0: torch.Tensor) -> tuple[int, int]:
-    """Height and width of an image."""
-    height, width = policy.decode(x0[:1]).shape[1:3]
-    return height, width
