@@ -44,7 +44,7 @@ def report(
     told = versions()
     results = ComparisonResults(
         judgements=store.judgements(), costs=store.costs(), guidance_scale=options.guidance_scales[0],
-        steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store),
+        steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store, trainings),
         curves=[TrainingCurve(t.system, t.seed, read_metrics(trainings.folder(t))) for t in done],
         diversity=_diversity(store), trials=[Trial(**trial) for trial in trials],
         notes=[*notes, *grader_note(options)], missing=without_grades(options, store),
@@ -55,11 +55,11 @@ def report(
     return write_report(folder, results)
 
 
-def _sweeps(options: CompareOptions, store: Store) -> list[Sweep]:
+def _sweeps(options: CompareOptions, store: Store, trainings: Trainings) -> list[Sweep]:
     """The sweeps of which at least two values were judged; n = 1 is the paper's, Diffusion-DPO."""
     found = []
     for name in options.sweeps:
-        systems = {value: sweep_system(name, value) for value in SWEPT[name]}
+        systems = {value: sweep_system(name, value, trainings.own("rlhf", name)) for value in SWEPT[name]}
         known = {row.system for row in store.judgements()}
         measured = {value: system for value, system in systems.items() if system in known}
         if len(measured) > 1:
@@ -67,16 +67,20 @@ def _sweeps(options: CompareOptions, store: Store) -> list[Sweep]:
     return found
 
 
-def sweep_system(name: str, value: float) -> str:
+def sweep_system(name: str, value: float, own: float) -> str:
     """A system's name within a sweep.
 
     Args:
         name: What is varied.
         value: Its value.
+        own: The value that RLHF sharpening has in this comparison.
 
     Returns:
-        The name; the paper's n = 1 gives Diffusion-DPO's numbers, so that system stands for it.
+        The name; RLHF sharpening itself at its own value, which is not trained twice. The paper's n = 1 gives
+        Diffusion-DPO's numbers, so that system stands for it.
     """
+    if value == own:
+        return "rlhf"
     return "dpo" if (name, value) == ("branches", 1) else f"rlhf, {SYMBOLS[name]} = {value:g}"
 
 

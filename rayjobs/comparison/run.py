@@ -120,9 +120,9 @@ class Comparison:
         """The sweeps' trainings: RLHF sharpening with one option varied, the others its own."""
         for name in self.options.sweeps:
             for value in SWEPT[name]:
-                system = sweep_system(name, value)
-                if system == "dpo":
-                    continue
+                system = sweep_system(name, value, self._trainings.own("rlhf", name))
+                if system in ("dpo", "rlhf"):
+                    continue  # systems of the comparison itself
                 kind = type(options_class("rlhf").model_fields[name].default)
                 for seed in self.options.sweep_seeds:
                     yield Training(system, "rlhf", seed, {name: kind(value)})

@@ -91,6 +91,19 @@ class Trainings:
             self._run(folder, training.method, values | short_warmup(options_class(training.method)(**values)))
         return folder
 
+    def own(self, method: str, option: str) -> Any:
+        """What an option of a method is where nothing varies it.
+
+        Args:
+            method: The method.
+            option: The option's name.
+
+        Returns:
+            Its value in this comparison.
+        """
+        default = options_class(method).model_fields[option].default
+        return self._overrides.get(method, {}).get(option, default)
+
     def stop(self) -> None:
         """End the jobs that run; each leaves a checkpoint to go on from."""
         for process in list(self._running):

@@ -153,5 +153,6 @@ def test_a_warm_up_leaves_most_of_a_short_run() -> None:
 
 
 def test_one_branch_is_the_papers() -> None:
-    assert sweep_system("branches", 1) == "dpo"
-    assert sweep_system("branches", 8) == "rlhf, n = 8"
+    assert sweep_system("branches", 1, 4) == "dpo"
+    assert sweep_system("branches", 4, 4) == "rlhf"
+    assert sweep_system("branches", 4, 3) == "rlhf, n = 4"
