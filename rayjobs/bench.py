@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -276,16 +275,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 when everything was measured, whatever the numbers; 2 for a wrong option, 1 for a failure.
     """
     from rayjobs.errors import JobError
+    from rayjobs.signals import interrupt_on_sigterm
 
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"bench: {time.monotonic() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
 
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(signum).name)
-
-    signal.signal(signal.SIGTERM, interrupt)  # or the processes that it started would stay behind
+    interrupt_on_sigterm()  # or the processes that it started would stay behind
     try:
         plan, options = read_options(sys.argv[1:] if argv is None else argv)
         load, threads = os.getloadavg()[0], use_same_cores(options)

@@ -11,12 +11,11 @@ standard error, the tables to standard output. Nothing else heavy should run on 
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rayjobs.options import Options, option
 
@@ -96,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 when everything was measured, whatever the numbers; 2 for a wrong option, 1 for a failure.
     """
     from rayjobs.errors import JobError
+    from rayjobs.signals import interrupt_on_sigterm
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -105,10 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"bench-rewards: {time.monotonic() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
 
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(signum).name)
-
-    signal.signal(signal.SIGTERM, interrupt)  # or the Ray that it started would stay behind
+    interrupt_on_sigterm()  # or the Ray that it started would stay behind
     try:
         options = read_options(list(sys.argv[1:] if argv is None else argv))
         load = os.getloadavg()[0]

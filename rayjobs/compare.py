@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rayjobs.command_line import read
     from rayjobs.comparison.options import CompareOptions
     from rayjobs.errors import JobError
+    from rayjobs.signals import interrupt_on_sigterm
 
+    interrupt_on_sigterm()  # or the training job that it started would stay behind
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -65,7 +65,7 @@ class EvaluationActor:
         from sharpening.sampling import sample
         from sharpening.seeds import noise
 
-        policy, prompts = self._policy(task.pipeline), self._prompts(task.items)
+        policy, prompts = self._policy(task.pipeline), self._prompts(task.items, task.validation)
         nfe, started = policy.nfe, time.perf_counter()
         draws = [noise(policy.latent_shape, task.seed, "comparison", item, task.image) for item in task.items]
         condition = policy.encode([prompt.prompt for prompt in prompts])
@@ -77,8 +77,8 @@ class EvaluationActor:
             return answer
         each = answer.nfe // len(prompts)
         answer.judgements, answer.ungraded = self._judge(
-            images, task.items, task.grade, system=task.system, seed=task.seed, guidance_scale=task.guidance_scale,
-            steps=task.steps, nfe=each,
+            images, task.items, prompts, task.grade, system=task.system, seed=task.seed,
+            guidance_scale=task.guidance_scale, steps=task.steps, nfe=each,
         )  # fmt: skip
         return answer
 
@@ -109,7 +109,7 @@ class EvaluationActor:
         kept = [row for row in range(len(texts)) if row not in found.failures and not task.prompts]
         items = tuple(task.items[row] for row in kept)
         judgements, ungraded = self._judge(
-            found.images[kept], items, task.grade, system=task.search, seed=task.seed,
+            found.images[kept], items, self._prompts(items), task.grade, system=task.search, seed=task.seed,
             guidance_scale=task.options["guidance_scale"], steps=task.options["steps"], nfe=task.budget,
         )  # fmt: skip
         return Answer(
@@ -168,16 +168,24 @@ class EvaluationActor:
             self._loaded = (pipeline, load_policy(pipeline_folder(pipeline), self._device))
         return self._loaded[1]
 
-    def _prompts(self, items: Sequence[int]) -> "list[BenchmarkPrompt]":
-        return [self._benchmark[item] for item in items]
+    def _prompts(self, items: Sequence[int], validation: bool = False) -> "list[BenchmarkPrompt]":
+        from sharpening.shapes import assets
+
+        known = assets.validation_benchmark() if validation else self._benchmark
+        return [known[item] for item in items]
 
     def _judge(
-        self, images: np.ndarray, items: Sequence[int], grade: bool, **setting: Any
+        self,
+        images: np.ndarray,
+        items: Sequence[int],
+        prompts: "Sequence[BenchmarkPrompt]",
+        grade: bool,
+        **setting: Any,
     ) -> "tuple[list[ImageJudgement], list[str]]":
         """Judgements of images, and why some of them have no grade."""
         from sharpening.evaluation.comparison.records import ImageJudgement
 
-        prompts, ungraded = self._prompts(items), []
+        ungraded: list[str] = []
         judged = self._judges.judge(images, prompts) if items else []
         if grade and items and self._grader:
             grades = self._grader(images, [prompt.prompt for prompt in prompts])

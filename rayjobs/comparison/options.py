@@ -36,30 +36,16 @@ QUICK: dict[str, Any] = {
 """What --quick sets: every method and search runs and every part of the report is written; no number means anything."""
 
 
-class CompareOptions(Options):
-    """What a comparison is told."""
-
-    groups: ClassVar[dict[str, str]] = GROUPS
-    about: ClassVar[str] = (
-        "Trains or searches with every system at the same budget, judges all on the same held-out prompts and noise, "
-        "and writes a report. A comparison that was interrupted goes on where it was when it is started again."
-    )
+class BudgetOptions(Options):
+    """What a job is told that trains many methods at one budget."""
 
     methods: tuple[str, ...] = option(
         (*METHODS, *VARIANTS), "systems", "names",
         "fine-tuning methods; rlhf_guided is rlhf trained under guidance, rlhf_image picks by images, not by paths",
     )  # fmt: skip
-    searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
-    sweeps: tuple[Sweep, ...] = option(
-        ("branches", "branch_steps", "temperature"), "systems", "names",
-        "options of RLHF sharpening that are varied beside: Tables 2 and 3, and the temperature; 'none' for none",
-        "n, m, λ",
-    )  # fmt: skip
-    method_config: str | None = option(
-        None, "systems", "JSON or YAML file", "options by method's name, instead of those it was tuned with"
+    pretrained_model_name_or_path: str = option(
+        EMBEDDED, "systems", "folder", "diffusers pipeline that every system starts from"
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "budget", "integers", "seeds of training, searching and noise")
-    sweep_seeds: tuple[int, ...] = option((0,), "budget", "integers", "seeds of the sweeps")
     train_seconds: float = option(
         150.0, "budget", "wall seconds",
         "training time of each method; as many updates as fit, measured once a method on this machine", gt=0,
@@ -70,10 +56,52 @@ class CompareOptions(Options):
     prompts_per_update: int | None = option(
         None, "budget", "prompts an update", "examples behind one update", shown="each method's own", ge=1
     )
+    steps: int = option(12, "evaluation", "denoising steps", "sampler steps of an image", "T", ge=1)
+    num_actors: int = option(2, "ray", "processes", "actors that draw, search and judge", ge=1, resume=False)
+    actor_threads: int = option(1, "ray", "CPU threads", "threads of such an actor", ge=1)
+    ray_address: str | None = option(
+        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
+    )
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _split_methods(cls, value: Any) -> Any:
+        return _split(value)
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _known(value, (*METHODS, *VARIANTS))
+        return value
+
+
+class CompareOptions(BudgetOptions):
+    """What a comparison is told."""
+
+    groups: ClassVar[dict[str, str]] = GROUPS
+    about: ClassVar[str] = (
+        "Trains or searches with every system at the same budget, judges all on the same held-out prompts and noise, "
+        "and writes a report. A comparison that was interrupted goes on where it was when it is started again."
+    )
+
+    searches: tuple[str, ...] = option(tuple(SEARCHES), "systems", "names", "searches at inference")
+    sweeps: tuple[Sweep, ...] = option(
+        ("branches", "branch_steps", "temperature"), "systems", "names",
+        "options of RLHF sharpening that are varied beside: Tables 2 and 3, and the temperature; 'none' for none",
+        "n, m, λ",
+    )  # fmt: skip
+    trials: str | None = option(
+        None, "systems", "JSON file", "what rayjobs/trials.py wrote: every method gets the options that won there",
+        shown="the trials that are shipped",
+    )  # fmt: skip
+    method_config: str | None = option(
+        None, "systems", "JSON or YAML file", "options by method's name, instead of those it was tuned with"
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "budget", "integers", "seeds of training, searching and noise")
+    sweep_seeds: tuple[int, ...] = option((0,), "budget", "integers", "seeds of the sweeps")
     search_multiples: tuple[int, ...] = option(
         (1, 4, 16), "budget", "× the base model's NFE", "budgets of the searches, an image"
     )
-    steps: int = option(12, "evaluation", "denoising steps", "sampler steps of an image", "T", ge=1)
     guidance_scales: tuple[float, ...] = option(
         (1.0, 1.5, 2.0, 3.0, 5.0), "evaluation", "-", "guidance scales; the first one is the main table's", "w"
     )
@@ -90,35 +118,15 @@ class CompareOptions(Options):
         "its key comes from OPENAI_API_KEY", shown="nobody grades", resume=False,
     )  # fmt: skip
     grader_model: str | None = option(None, "evaluation", "id", "the model there that grades", shown=MODEL)
-    num_actors: int = option(2, "ray", "processes", "actors that draw, search and judge", ge=1, resume=False)
-    actor_threads: int = option(1, "ray", "CPU threads", "threads of such an actor", ge=1)
-    ray_address: str | None = option(
-        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
-    )
     quick: bool = option(False, "output", "switch", "everything at the smallest scale: shows that it works, no more")
     output_dir: str = option(
         "runs/comparison", "output", "folder", "where runs, judgements and the report are kept", resume=False
     )
-    pretrained_model_name_or_path: str = option(
-        EMBEDDED, "systems", "folder", "diffusers pipeline that every system starts from"
-    )
 
-    @field_validator(
-        "methods", "searches", "seeds", "sweep_seeds", "sweeps", "search_multiples", "guidance_scales", mode="before"
-    )
+    @field_validator("searches", "seeds", "sweep_seeds", "sweeps", "search_multiples", "guidance_scales", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Accept `a b` and `a,b`; `none` is an empty list."""
-        if isinstance(value, (list, tuple)):
-            value = ",".join(str(item) for item in value)
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
-        return [] if parts == ["none"] else parts
-
-    @field_validator("methods")
-    @classmethod
-    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        _known(value, (*METHODS, *VARIANTS))
-        return value
+    def _split_lists(cls, value: Any) -> Any:
+        return _split(value)
 
     @field_validator("searches")
     @classmethod
@@ -153,7 +161,39 @@ class CompareOptions(Options):
         return self.model_copy(update=model | (QUICK if self.quick else {}))
 
 
+class TrialsOptions(BudgetOptions):
+    """What a tuning is told."""
+
+    groups: ClassVar[dict[str, str]] = GROUPS | {"systems": "what is tuned", "output": "the tuning's folder"}
+    about: ClassVar[str] = (
+        "Tries the same number of settings for every method: trains each at the same budget, judges them on the same "
+        "validation prompts and noise, and writes what won to trials.json, which rayjobs/compare.py --trials takes. "
+        "A tuning that was interrupted goes on where it was when it is started again."
+    )
+
+    candidates: str | None = option(
+        None, "systems", "JSON or YAML file", "settings by method's name, a list of the same length for each",
+        shown="the candidates that are shipped",
+    )  # fmt: skip
+    seed: int = option(0, "budget", "-", "seed of the trainings and of the validation noise", ge=0)
+    validation_prompts: int = option(
+        300, "evaluation", "prompts", "validation prompts, none of which is a benchmark prompt", ge=2
+    )
+    guidance_scale: float = option(1.0, "evaluation", "-", "guidance of the validation images", "w", ge=0)
+    output_dir: str = option(
+        "runs/trials", "output", "folder", "where runs, judgements and trials.json are kept", resume=False
+    )
+
+
 def _known(names: tuple[str, ...], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"unknown name '{name}', choose among {', '.join(known)}")
+
+
+def _split(value: Any) -> list[str]:
+    """Accept `a b` and `a,b`; `none` is an empty list."""
+    if isinstance(value, (list, tuple)):
+        value = ",".join(str(item) for item in value)
+    parts = [part.strip() for part in str(value).split(",") if part.strip()]
+    return [] if parts == ["none"] else parts

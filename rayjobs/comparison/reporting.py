@@ -1,9 +1,8 @@
 """From what is on disk to the report: `sharpening.evaluation.comparison` does the judging, this only gathers."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ NAMES = {"branches": "branches", "branch_steps": "steps", "temperature": "temper
 
 def report(
     folder: Path, options: CompareOptions, store: Store, trainings: Trainings, done: Sequence[Training],
-    trials: Sequence[Mapping[str, Any]], notes: Sequence[str], command: str,
+    trials: Sequence[Trial], notes: Sequence[str], command: str,
 ) -> Path:  # fmt: skip
     """Write the report of everything measured so far.
 
@@ -34,7 +33,7 @@ def report(
         store: What was measured.
         trainings: The training runs.
         done: Those that are finished.
-        trials: Settings tried while tuning, as `ComparisonResults.trials` has them.
+        trials: Settings tried while tuning.
         notes: Sentences for the report.
         command: The exact command.
 
@@ -46,7 +45,7 @@ def report(
         judgements=store.judgements(), costs=store.costs(), guidance_scale=options.guidance_scales[0],
         steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store, trainings),
         curves=[TrainingCurve(t.system, t.seed, read_metrics(trainings.folder(t))) for t in done],
-        diversity=_diversity(store), trials=[Trial(**trial) for trial in trials],
+        diversity=_diversity(store), trials=trials,
         notes=[*notes, *grader_note(options)], missing=without_grades(options, store),
         command=command, commit=told["commit"],
         machine=f"{_cpu()}, {machine.cpus()} CPUs, {machine.gpus() or 'no'} GPU; Python {told['python']}, "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rayjobs.errors import OptionError
 from sharpening.evaluation.comparison.records import ImageJudgement, SystemCost, read_records, write_records
 from sharpening.evaluation.files import write_bytes
 
@@ -71,6 +72,35 @@ class Store:
 
     def _path(self, name: str, kind: str) -> Path:
         return self._folder / f"{name}.{kind}"
+
+
+def claim(folder: Path, name: str, values: dict[str, Any], growing: Sequence[str] = ()) -> None:
+    """Make a job's folder, or check that it is this job's.
+
+    Args:
+        folder: The folder.
+        name: The file in it that says what the job was told, called after the job.
+        values: What this one is told.
+        growing: What may change when the job goes on.
+
+    Raises:
+        OptionError: If the folder cannot be used, holds something else, or a job that was told something else.
+    """
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = read_json(path)
+    except (OSError, ValueError) as error:
+        raise OptionError("output_dir", f"{folder} cannot be used ({error})", "pass another folder") from error
+    if not known and any(folder.iterdir()):
+        raise OptionError("output_dir", f"{folder} holds something else", "pass another folder")
+    differing = [name for name in values if known and known.get(name) != values[name] and name not in growing]
+    if differing:
+        raise OptionError(
+            differing[0], f"is {json.dumps(values[differing[0]])}, but the {path.stem} in {folder} has "
+            f"{json.dumps(known.get(differing[0]))}", "pass that, or another --output_dir",
+        )  # fmt: skip
+    write_json(path, values)
 
 
 def read_json(path: Path) -> dict[str, Any]:

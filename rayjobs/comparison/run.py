@@ -1,11 +1,8 @@
 """One comparison from start to end: seed by seed train, judge, report; then the sweeps."""
 
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +13,18 @@ from rayjobs.command_line import read_config
 from rayjobs.comparison.grading import check_grader
 from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.reporting import report, sweep_system
-from rayjobs.comparison.results import Store, read_json, write_json
+from rayjobs.comparison.results import Store, claim, read_json
 from rayjobs.comparison.trainings import Training, Trainings
+from rayjobs.comparison.tuning import chosen, read_trials
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
 from sharpening.rewards import RewardUnavailable
 
 SIDE_BY_SIDE = 2  # jobs
 CONFIG, NOTES = "comparison.json", "notes.json"
-TRIALS = Path(__file__).with_name("trials.json")  # with which the methods' defaults were chosen
 STANDING_NOTES = (
-    "Trials of the methods: one seed, 120 validation prompts, at most three a method; their base scores .125 (DDPO, "
-    "D3PO), .242 (standard, SFT, Diffusion-DPO) and .208 (REBEL, IterPO), because the prompts were not the same. RLHF "
-    "sharpening's defaults are older and were chosen with more trials than three (docs/notebook.md), which favours it.",
+    "The trials began from defaults that were themselves chosen with earlier ones, unequal in number and most for RLHF "
+    "sharpening (docs/notebook.md), which favours it.",
 )
 
 
@@ -42,13 +38,14 @@ class Comparison:
 
     def __init__(self, options: CompareOptions, command: str) -> None:
         self.options, self._command = options.resolved(), command
-        self._overrides = read_overrides(self.options)
+        self._trials = read_trials(self.options.trials, self.options.methods)
+        overrides = {**chosen(self._trials), **read_overrides(self.options)}
         self.folder = Path(machine.lasting(self.options.output_dir)).expanduser()
-        self._claim()
+        told = self.options.model_dump(mode="json", exclude=NOT_KEPT) | {"overrides": overrides}
+        claim(self.folder, CONFIG, told, GROWING)
         self._started = time.monotonic()
         self._store = Store(self.folder)
-        self._trainings = Trainings(self.folder, self.options, self._overrides, self.say)
-        self._failed: dict[str, str] = {}
+        self._trainings = Trainings(self.folder, self.options, overrides, self.say)
 
     def say(self, text: str) -> None:
         """Tell what goes on.
@@ -77,44 +74,17 @@ class Comparison:
         measurement = Measurement(options, self._store, self._trainings, self.say)
         try:
             for seed in options.seeds:
-                self._train_all([Training.of(method, seed) for method in options.methods])
+                self._trainings.train_all([Training.of(method, seed) for method in options.methods])
                 measurement.measure(self._done([seed]), [seed], options.searches)
                 path = self._report()
-            self._train_all(list(self._swept()))
+            self._trainings.train_all(list(self._swept()))
             measurement.measure(self._done(), options.seeds, options.searches)
             path = self._report()
         except RewardUnavailable as error:  # what an actor raised, as Ray hands it on
             raise RunStopped(str(getattr(error, "cause", error)), self._command) from error
-        if self._failed:
-            raise RunStopped("; ".join(self._failed.values()), self._command)
+        if self._trainings.failed:
+            raise RunStopped("; ".join(self._trainings.failed.values()), self._command)
         return path
-
-    def _train_all(self, trainings: Sequence[Training]) -> None:
-        """Train one after the other; side by side where no clock decides how long each trains.
-
-        Half of a short job is one process waiting for another to start. On a cluster that is joined, jobs would wait
-        for each other's CPUs.
-        """
-        joins = self.options.ray_address or os.environ.get("RAY_ADDRESS")
-        with ThreadPoolExecutor(1 if self.options.updates is None or joins else SIDE_BY_SIDE) as pool:
-            try:
-                for _ in pool.map(self._train, trainings):
-                    pass
-            except BaseException:  # an interrupt reaches this thread alone
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._trainings.stop()
-                raise
-
-    def _train(self, training: Training) -> None:
-        """Train; a method that fails does not keep the others from being compared."""
-        if self._trainings.done(training):
-            return
-        self.say(f"training {training.name}")
-        try:
-            self._trainings.train(training)
-        except RunStopped as error:
-            self._failed[training.name] = error.reason
-            self.say(error.reason)
 
     def _swept(self) -> Iterator[Training]:
         """The sweeps' trainings: RLHF sharpening with one option varied, the others its own."""
@@ -139,35 +109,15 @@ class Comparison:
         yield from (training.name for training in self._swept())
 
     def _report(self) -> Path:
-        trials = read_json(TRIALS)["trials"]
         notes = [*STANDING_NOTES, *read_json(self.folder / NOTES).get("notes", [])]
         path = report(
-            self.folder, self.options, self._store, self._trainings, self._done(), trials, notes, self._command
+            self.folder, self.options, self._store, self._trainings, self._done(), self._trials, notes, self._command
         )
         self.say(f"report {path}")
         return path
 
-    def _claim(self) -> None:
-        """Make the folder, or check that it is this comparison's."""
-        values = self.options.model_dump(mode="json", exclude={"output_dir", "ray_address", "num_actors", "grader_url"})
-        values["overrides"] = self._overrides
-        path = self.folder / CONFIG
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            known = read_json(path)
-        except (OSError, ValueError) as error:
-            raise OptionError("output_dir", f"{self.folder} cannot be used ({error})", "pass another folder") from error
-        if not known and any(self.folder.iterdir()):
-            raise OptionError("output_dir", f"{self.folder} holds something else", "pass another folder")
-        differing = [name for name in values if known and known.get(name) != values[name] and name not in GROWING]
-        if differing:
-            raise OptionError(
-                differing[0], f"is {json.dumps(values[differing[0]])}, but the comparison in {self.folder} has "
-                f"{json.dumps(known.get(differing[0]))}", "pass that, or another --output_dir",
-            )  # fmt: skip
-        write_json(path, values)
 
-
+NOT_KEPT = {"output_dir", "ray_address", "num_actors", "grader_url", "trials"}
 GROWING = ("methods", "searches", "seeds", "sweeps", "sweep_seeds")
 """What may be added to a comparison that was begun."""
 

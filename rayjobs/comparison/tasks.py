@@ -17,12 +17,13 @@ class DrawTask:
         system: The system's name in the comparison.
         seed: Seed of its training and of the noise: the same noise for every system.
         pipeline: The model's folder, or `embedded`.
-        items: Places of the prompts in the benchmark.
+        items: Places of the prompts in the benchmark, or among the validation prompts.
         guidance_scale: Guidance.
         steps: Sampler steps.
         image: Number of the image of each prompt; each has noise of its own.
         features: Whether features of the images are wanted, instead of judgements.
         grade: Whether the grader is asked, where there is one.
+        validation: Whether the prompts are the validation's, which no benchmark prompt is among.
     """
 
     system: str
@@ -34,6 +35,7 @@ class DrawTask:
     image: int = 0
     features: bool = False
     grade: bool = False
+    validation: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rayjobs.comparison.options import VARIANTS, CompareOptions
+from rayjobs.comparison.options import VARIANTS, BudgetOptions
 from rayjobs.errors import RunStopped
 from rayjobs.options import JobOptions, options_class
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.training_data import PAIRS
 
 ROOT = Path(__file__).resolve().parents[2]
+SIDE_BY_SIDE = 2  # jobs
 CALIBRATION_UPDATES = 4  # the first one pays for starting up and is not counted
 SUMMARY, COST = "summary.json", "cost.json"
 
@@ -29,12 +31,14 @@ class Training:
         method: The method.
         seed: Its seed.
         changes: Options that differ from the method's own.
+        timed_as: The system whose updates take as long; itself by default.
     """
 
     system: str
     method: str
     seed: int
     changes: Mapping[str, Any]
+    timed_as: str | None = None
 
     @classmethod
     def of(cls, system: str, seed: int) -> "Training":
@@ -51,6 +55,9 @@ class Training:
 class Trainings:
     """The training runs under a comparison's folder; what is there already is not run again.
 
+    Attributes:
+        failed: Why a training could not be made, by its name.
+
     Args:
         folder: The comparison's folder.
         options: The comparison's options.
@@ -59,11 +66,12 @@ class Trainings:
     """
 
     def __init__(
-        self, folder: Path, options: CompareOptions, overrides: Mapping[str, Mapping[str, Any]],
+        self, folder: Path, options: BudgetOptions, overrides: Mapping[str, Mapping[str, Any]],
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._folder, self._options, self._overrides, self._say = folder, options, overrides, say
         self._running: set[subprocess.Popen[str]] = set()
+        self.failed: dict[str, str] = {}
 
     def folder(self, training: Training) -> Path:
         """Where a training's run folder is, or will be."""
@@ -104,6 +112,35 @@ class Trainings:
         default = options_class(method).model_fields[option].default
         return self._overrides.get(method, {}).get(option, default)
 
+    def train_all(self, trainings: Sequence[Training]) -> None:
+        """Train one after the other; side by side where no clock decides how long each trains.
+
+        Half of a short job is one process waiting for another to start. On a cluster that is joined, jobs would wait
+        for each other's CPUs. One that fails does not keep the others from being trained: see `failed`.
+
+        Args:
+            trainings: What to train.
+        """
+        joins = self._options.ray_address or os.environ.get("RAY_ADDRESS")
+        with ThreadPoolExecutor(1 if self._options.updates is None or joins else SIDE_BY_SIDE) as pool:
+            try:
+                for _ in pool.map(self._try, trainings):
+                    pass
+            except BaseException:  # an interrupt reaches this thread alone
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.stop()
+                raise
+
+    def _try(self, training: Training) -> None:
+        if self.done(training):
+            return
+        self._say(f"training {training.name}")
+        try:
+            self.train(training)
+        except RunStopped as error:
+            self.failed[training.name] = error.reason
+            self._say(error.reason)
+
     def stop(self) -> None:
         """End the jobs that run; each leaves a checkpoint to go on from."""
         for process in list(self._running):
@@ -122,10 +159,11 @@ class Trainings:
             return self._options.updates
         path = self._folder / "calibration.json"
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if training.system not in known:
-            known[training.system] = self._calibrate(training)
+        timed = training.timed_as or training.system
+        if timed not in known:
+            known[timed] = self._calibrate(replace(training, system=timed))
             path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        found = known[training.system]
+        found = known[timed]
         return max(1, int((self._options.train_seconds - found["before"]) / found["update"]))
 
     def _calibrate(self, training: Training) -> dict[str, float]:

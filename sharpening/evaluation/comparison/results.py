@@ -33,17 +33,24 @@ class Trial:
 
     Attributes:
         system: the system.
-        options: what was tried, by option.
-        score: the overall verifier score on the validation prompts.
+        options: what differs from the method's own options.
+        updates: how many the budget paid for.
+        facts: share of the prompts' facts that the verifiers found in its images of the validation prompts. Settings
+            are chosen by it: whole prompts right or wrong are a coarser measure of the same thing.
+        all: share of those prompts with every fact right, the overall verifier score.
+        clip: mean CLIP reward of those images.
+        seconds: wall seconds of its training.
         chosen: whether this setting was taken.
-        seconds: wall seconds that the trial took.
     """
 
     system: str
     options: Mapping[str, Any]
-    score: float
-    chosen: bool
+    updates: int
+    facts: float
+    all: float
+    clip: float
     seconds: float
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sharpening.evaluation.comparison.markdown import NONE, gain, level, markdow
 from sharpening.evaluation.comparison.missing import describe
 from sharpening.evaluation.comparison.ranks import Agreement, agreements
 from sharpening.evaluation.comparison.records import SystemCost
-from sharpening.evaluation.comparison.results import ComparisonResults, Sweep
+from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, Trial
 from sharpening.evaluation.comparison.scores import Scores
 from sharpening.evaluation.comparison.selection import main_settings
 from sharpening.evaluation.comparison.systems import title_of
@@ -242,14 +242,25 @@ def tuning(results: ComparisonResults) -> str:
     }
     equal = len(set(counts.values())) == 1
     said = "; ".join(f"{title_of(name)} {count}" for name, count in counts.items())
-    rows = [
-        [title_of(t.system), ", ".join(f"{k} {v}" for k, v in t.options.items()), f"{t.score:.3f}", whole(t.seconds),
-         "yes" if t.chosen else ""]
-        for t in results.trials
-    ]  # fmt: skip
     verdict = "Every method had as many." if equal else "**The methods did not have equally many.**"
-    table = markdown_table(["method", "options", "validation score", "s", "chosen"], rows)
-    return "\n\n".join(["## Tuning", f"Trials: {said}. {verdict}", table])
+    return "\n\n".join(["## Tuning", f"Trials: {said}. {verdict}", trials_table(results.trials)])
+
+
+def trials_table(trials: Sequence[Trial]) -> str:
+    """A row a trial, as they come.
+
+    Args:
+        trials: settings tried.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = [
+        [title_of(t.system), ", ".join(f"{k} {v}" for k, v in t.options.items()) or "its own", str(t.updates),
+         f"{t.clip:.2f}", f"{t.facts:.3f}", f"{t.all:.3f}", whole(t.seconds), "yes" if t.chosen else ""]
+        for t in trials
+    ]  # fmt: skip
+    return markdown_table(["method", "options", "updates", "CLIP", "facts", "all facts", "s", "chosen"], rows)
 
 
 def cost(results: ComparisonResults) -> str:
