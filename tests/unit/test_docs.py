@@ -55,6 +55,10 @@ def understood(name: str, words: Sequence[str]) -> None:
         from rayjobs.comparison.options import CompareOptions
 
         read(CompareOptions, given, "compare.py")
+    elif name == "trials":
+        from rayjobs.comparison.options import TrialsOptions
+
+        read(TrialsOptions, given, "trials.py")
     elif name == "capacity":
         from rayjobs.simulation.options import CapacityOptions
 
@@ -140,7 +144,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
 def test_the_pages_have_commands() -> None:
     """Or the next test would say nothing."""
     assert len(COMMANDS) > 70
-    assert set(JOBS) | {"search", "compare", "sweep", "capacity", "report"} <= {
+    assert set(JOBS) | {"search", "compare", "trials", "sweep", "capacity", "report"} <= {
         Path(word).stem for command in COMMANDS for word in command.words if word.startswith("rayjobs/")
     }
 
