@@ -12,6 +12,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from rayjobs.runtime.experience import Depth, Summary
+from rayjobs.runtime.labels import label
 
 # name: (labels beside `run`, help)
 COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -43,7 +44,7 @@ class RunCounters:
         self._counters = {n: Counter(f"sharpening_{n}", about, ("run", *tags)) for n, (tags, about) in COUNTERS.items()}
         self._gauges = {n: Gauge(f"sharpening_{n}", about, ("run", *tags)) for n, (tags, about) in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
-            metric.set_default_tags({"run": run})
+            metric.set_default_tags({"run": label(run)})
         self._held: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._set("updates_planned", updates)
 
@@ -105,10 +106,10 @@ class RunCounters:
 
     def _count(self, name: str, value: float, **labels: str) -> None:
         if value > 0:  # Ray's counters refuse zero
-            self._counters[name].inc(value, labels or None)
+            self._counters[name].inc(value, {key: label(text) for key, text in labels.items()} or None)
 
     def _set(self, name: str, value: float, **labels: str) -> None:
-        self._held[name, tuple(labels.items())] = value
+        self._held[name, tuple(labels.items())] = value  # labels of our own, which are ASCII
         self._gauges[name].set(value, labels or None)
 
     def _peak(self, role: str, peak: float) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from rayjobs.runtime.labels import label
 from sharpening.rewards.terms import reward_column
 
 WATCHED = {
@@ -49,7 +50,7 @@ class RunGauges:
             name: Gauge(f"sharpening_{name}", about, ("run", "reward")) for name, about in BY_REWARD.items()
         }
         for gauge in (*self._gauges.values(), *self._by_reward.values()):
-            gauge.set_default_tags({"run": run})
+            gauge.set_default_tags({"run": label(run)})
         self._judging, self._watched = judging, watched
 
     def set(self, row: dict[str, Any]) -> None:
@@ -68,4 +69,4 @@ class RunGauges:
     def _show(self, gauge: str, values: dict[str, Any]) -> None:
         for name, value in values.items():
             if value is not None:
-                self._by_reward[gauge].set(float(value), {"reward": name})
+                self._by_reward[gauge].set(float(value), {"reward": label(name)})

@@ -16,9 +16,9 @@ from rayjobs.errors import RunStopped
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from tests import runs
-from tests.runs import Models, local_ray, models, served, undisturbed
+from tests.runs import Models, local_ray, models, served, undisturbed, undisturbed_anywhere
 
-__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served", "undisturbed", "undisturbed_anywhere"]  # fixtures
 
 
 def resume(stopped: RunStopped, models: Models) -> Path:
@@ -30,7 +30,7 @@ def resume(stopped: RunStopped, models: Models) -> Path:
 
 
 def test_killed_processes_cost_time_and_nothing_else(
-    undisturbed: Path, models: Models, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    undisturbed_anywhere: Path, models: Models, local_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A rollout actor, a reward replica and a learner rank are SIGKILLed while the run uses them."""
     folder = tmp_path / "struck"
@@ -44,7 +44,7 @@ def test_killed_processes_cost_time_and_nothing_else(
     saboteur.finish()
     assert len(killed) == 3
     runs.check_whole(folder)
-    assert runs.curve(folder) == runs.curve(undisturbed)
+    assert runs.curve(folder) == runs.curve(undisturbed_anywhere)
     said = capfd.readouterr().err
     assert re.search(r"rollout-\d died; its task goes to the next idle actor", said)
     assert re.search(r"rollout-\d is back as process \d+", said)
@@ -56,7 +56,9 @@ def test_killed_processes_cost_time_and_nothing_else(
     assert rows[-1]["restarts_learner"] == 1
 
 
-def test_a_reward_that_stays_down_stops_a_run_that_resumes(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+def test_a_reward_that_stays_down_stops_a_run_that_resumes(
+    undisturbed_anywhere: Path, models: Models, local_ray: None, tmp_path: Path
+) -> None:
     folder = tmp_path / "down"
 
     def hang() -> None:
@@ -73,7 +75,7 @@ def test_a_reward_that_stays_down_stops_a_run_that_resumes(undisturbed: Path, mo
     assert stopped.value.resume.endswith(f"checkpoint-{made:06d}")
     assert resume(stopped.value, models) == folder
     runs.check_whole(folder)
-    assert runs.curve(folder) == runs.curve(undisturbed)
+    assert runs.curve(folder) == runs.curve(undisturbed_anywhere)
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run(models: Models, local_ray: None, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from tests import runs
 from tests.runs import Models, local_ray, models, served, undisturbed
+from tests.scraping import scrape
 
 __all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
 
@@ -88,6 +89,25 @@ def test_the_curve_is_the_plain_loops(undisturbed: Path, models: Models) -> None
     assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=1e-2)
 
 
+def test_a_run_leaves_the_reward_that_it_joined(undisturbed: Path, served: str) -> None:
+    from reward_servers.applications import running_replicas
+
+    runs.check_whole(undisturbed)
+    assert running_replicas(served) == 1
+    assert running_replicas(f"reward-{undisturbed.name}") == 0
+
+
+def test_a_run_counts_what_its_cost_account_says(undisturbed: Path) -> None:
+    cost = json.loads((undisturbed / "cost.json").read_text())
+    found = runs.wait_for(lambda: scrape(undisturbed.name), "the run's counters", 30)
+    made = found["ray_sharpening_updates_made_total"][frozenset()]
+    assert 1 <= made <= runs.UPDATES  # the last second before the coordinator ends may not be exported
+    for stage in ("rollout", "reference", "learn"):
+        counted = found["ray_sharpening_nfe_total"][frozenset({("stage", stage)})]
+        assert counted * runs.UPDATES % cost["nfe"][stage] == 0
+        assert 0 < counted <= cost["nfe"][stage]
+
+
 def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, served: str, tmp_path: Path) -> None:
     folder = run(
         runs.options(
@@ -132,7 +152,7 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Model
 def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    folder = tmp_path / "run"
+    folder = tmp_path / "läuft, λ = 1"  # names are anybody's
     evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
     evaluation |= {"report_to": "tensorboard", "validation_steps": 3, "validation_prompts": 6}
     arguments = runs.flags(models, folder, **evaluation)

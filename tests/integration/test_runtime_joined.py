@@ -1,4 +1,4 @@
-"""Runs that ask a reward which the cluster serves already: they leave it there, and are told when it is another one."""
+"""Runs that ask a reward which the cluster serves already are told when it is another one."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 from rayjobs.errors import OptionError
 from rayjobs.runtime.driver import run
 from tests import runs
-from tests.runs import Models, local_ray, models, served, undisturbed
+from tests.runs import Models, local_ray, models, served
 
-__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,3 @@ def test_a_reward_that_is_not_the_one_named_is_refused(
     with pytest.raises(OptionError, match=message):
         run(options)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_a_run_leaves_the_reward_that_it_joined(undisturbed: Path, served: str) -> None:
-    from reward_servers.applications import running_replicas
-
-    runs.check_whole(undisturbed)
-    assert running_replicas(served) == 1
-    assert running_replicas(f"reward-{undisturbed.name}") == 0
