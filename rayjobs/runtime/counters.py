@@ -44,7 +44,7 @@ class RunCounters:
         self._counters = {n: Counter(f"sharpening_{n}", about, ("run", *tags)) for n, (tags, about) in COUNTERS.items()}
         self._gauges = {n: Gauge(f"sharpening_{n}", about, ("run", *tags)) for n, (tags, about) in GAUGES.items()}
         for metric in (*self._counters.values(), *self._gauges.values()):
-            metric.set_default_tags({"run": label(run)})
+            metric.set_default_tags({"run": run})
         self._held: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._set("updates_planned", updates)
 

@@ -20,6 +20,7 @@ from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.joined_rewards import check_joined
+from rayjobs.runtime.labels import label
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.publishing import publish
@@ -124,7 +125,7 @@ class Run:
     def _execute(self, stack: ExitStack) -> None:
         self.progress.say(f"run folder {self.folder.path}")
         self.trackers = open_trackers(self.options, self.folder, self.progress.say)
-        namespace = f"sharpening-{self.folder.path.name}-{uuid.uuid4().hex[:6]}"
+        namespace = f"sharpening-{label(self.folder.path.name)}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
         stack.callback(connection.close)
         self._catch_signals()
@@ -169,7 +170,9 @@ class Run:
         reserved = self._reserved or placement.reserve(options, ray.nodes(), resources, gpu)
         self.source = training_source(options, self.folder)
         cpus = machine.cpus() if connection.owned else resources["CPU"]  # a Ray of our own counts threads, not cores
-        plan = launch.Plan(options, self.folder, self.folder.path.name, namespace, device, reserved, cpus, self.source)
+        plan = launch.Plan(
+            options, self.folder, label(self.folder.path.name), namespace, device, reserved, cpus, self.source
+        )
         if plan.joins_rewards and plan.scores:
             check_joined(plan.apps, plan.rewards, connection.owned)
         for note in (reserved.note, launch.compiler_note(device), source_note(self.source)):

@@ -5,7 +5,6 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from rayjobs.runtime.labels import label
 from sharpening.rewards.terms import reward_column
 
 WATCHED = {
@@ -50,7 +49,7 @@ class RunGauges:
             name: Gauge(f"sharpening_{name}", about, ("run", "reward")) for name, about in BY_REWARD.items()
         }
         for gauge in (*self._gauges.values(), *self._by_reward.values()):
-            gauge.set_default_tags({"run": label(run)})
+            gauge.set_default_tags({"run": run})
         self._judging, self._watched = judging, watched
 
     def set(self, row: dict[str, Any]) -> None:
@@ -69,4 +68,4 @@ class RunGauges:
     def _show(self, gauge: str, values: dict[str, Any]) -> None:
         for name, value in values.items():
             if value is not None:
-                self._by_reward[gauge].set(float(value), {"reward": label(name)})
+                self._by_reward[gauge].set(float(value), {"reward": name})

@@ -1,11 +1,11 @@
-"""Text for Ray's metrics, whose labels are ASCII: anything else would end the process that sets one."""
+"""Text for labels of Ray's metrics, its own and ours, which are ASCII: another one ends the process that sets it."""
 
 import string
 from urllib.parse import quote
 
 
 def label(text: str) -> str:
-    """Text as a metric's label.
+    """Text as Ray can name something after it.
 
     Args:
         text: A run's name, a reason, …

@@ -19,6 +19,7 @@ from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import EMBEDDED
 from rayjobs.rewards import reward_plans, scores_alike
 from rayjobs.runtime.evaluation import choose
+from rayjobs.runtime.labels import label
 from rayjobs.runtime.search_scale import FILE as SCALE
 from rayjobs.runtime.search_scale import measure_scale, scale_tasks
 from rayjobs.search_options import SearchJobOptions
@@ -65,7 +66,7 @@ class SearchRun:
             self._say(f"{len(wanted) - len(missing)} of {len(wanted)} tasks were done before")
         if missing:
             with pool(
-                self.folder.name, options.num_rollout_actors, options.rollout_threads, options.ray_address,
+                label(self.folder.name), options.num_rollout_actors, options.rollout_threads, options.ray_address,
                 reward_plans(options), self._mix, options.reward_timeout,
             ) as actors:  # fmt: skip
                 self._search(actors, missing)

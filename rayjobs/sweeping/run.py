@@ -13,6 +13,7 @@ from rayjobs import machine, placement
 from rayjobs.options import JobOptions
 from rayjobs.rewards import RewardPlan, reward_plans
 from rayjobs.runtime import cluster
+from rayjobs.runtime.labels import label
 from rayjobs.runtime.rewards import REWARD_START_S, app_names, app_options
 from rayjobs.sweeping.options import SweepOptions
 from rayjobs.sweeping.progress import Progress, say
@@ -50,7 +51,7 @@ class Sweep:
         say(f"sweep folder {self.folder}")
         at_a_time = self._at_a_time(None)
         with ExitStack() as stack:
-            name = f"sweep-{self.folder.name}"
+            name = f"sweep-{label(self.folder.name)}"
             threads = at_a_time * self._threads() + sum(plan.replicas * plan.threads for plan in self._rewards)
             connection = cluster.join(self.options.ray_address, f"sharpening-{name}", threads + 1)
             stack.callback(connection.close)

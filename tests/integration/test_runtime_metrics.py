@@ -46,12 +46,12 @@ class Counting:
 
 
 def test_prometheus_gets_every_metric_with_its_labels(local_ray: None) -> None:
-    counting = Counting.remote("λ = 1")  # type: ignore[attr-defined]
+    counting = Counting.remote("exported")  # type: ignore[attr-defined]
     ray.get(counting.count.remote())
 
     def complete() -> Samples | None:
         ray.get(counting.refresh.remote())
-        found = scrape("%CE%BB = 1")
+        found = scrape("exported")
         return found if found.keys() == exported().keys() else None
 
     found = runs.wait_for(complete, "all metrics", 60)

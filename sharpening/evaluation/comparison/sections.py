@@ -243,6 +243,11 @@ def tuning(results: ComparisonResults) -> str:
     equal = len(set(counts.values())) == 1
     said = "; ".join(f"{title_of(name)} {count}" for name, count in counts.items())
     verdict = "Every method had as many." if equal else "**The methods did not have equally many.**"
+    swept = {system for sweep in results.sweeps for system in sweep.systems.values()}
+    trained = dict.fromkeys(curve.system for curve in results.curves)
+    untried = [title_of(name) for name in trained if name not in counts and (name not in swept or name == "dpo")]
+    if untried:
+        verdict += f" Without trials of their own: {', '.join(untried)}."
     return "\n\n".join(["## Tuning", f"Trials: {said}. {verdict}", trials_table(results.trials)])
 
 
