@@ -63,7 +63,7 @@ class JobOptions(RewardOptions):
         None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
     resolution: int | None = option(
-        None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
+        None, "model", "pixels", "width and height of all images of the run", "H, W", "the model's", ge=8
     )
     mixed_precision: Literal["no", "bf16"] = option(
         "no", "model", "-",

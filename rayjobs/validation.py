@@ -243,7 +243,7 @@ def local_folder(option: str, value: str) -> Path | None:
 
 
 def check_model(options: JobOptions) -> int | None:
-    """Refuse an absent, incomplete or truncated pipeline, and a resolution that is not the model's.
+    """Refuse an absent, incomplete or truncated pipeline, and a resolution that the model cannot draw.
 
     Args:
         options: The options.
@@ -277,10 +277,31 @@ def check_model(options: JobOptions) -> int | None:
     looks = () if options.skip_evaluation else options.eval_guidance_scales
     scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
     check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
-    native = native_resolution(folder)
-    if native and options.resolution not in (None, native):
-        raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
-    return native or options.resolution
+    if options.resolution is None:
+        return native_resolution(folder)
+    check_resolution(options.resolution, folder)
+    return options.resolution
+
+
+def check_resolution(resolution: int, folder: Path) -> None:
+    """Refuse a resolution that the model's denoiser and VAE cannot draw.
+
+    Args:
+        resolution: In pixels.
+        folder: A whole pipeline folder.
+
+    Raises:
+        OptionError: If they cannot.
+    """
+    from sharpening.policies import resolution_steps
+
+    step, largest = resolution_steps(folder) or (1, None)  # where the JSON does not say, loading the model will
+    fitting = max(step, min(resolution // step * step, largest or resolution))
+    if resolution % step or (largest and resolution > largest):
+        limit = f" up to {largest}" if largest else ""
+        raise OptionError(
+            "resolution", f"is {resolution}, but the model draws multiples of {step} pixels{limit}", f"pass {fitting}"
+        )
 
 
 def check_targets(options: JobOptions, folder: Path) -> None:

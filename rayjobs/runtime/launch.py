@@ -17,7 +17,9 @@ from rayjobs.runtime.rewards import app_names, served
 from sharpening.evaluation.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from rayjobs.runtime.rollout import RolloutSpec
     from sharpening.data.source import Source
+    from sharpening.rewards.base import ScoreFn
 
 logger = logging.getLogger(__name__)
 
@@ -127,17 +129,11 @@ def start_actors(plan: Plan) -> None:
     """
     import ray
 
-    from rayjobs.runtime.rollout import RolloutActor, RolloutSpec, names
+    from rayjobs.runtime.rollout import RolloutActor, names
 
     options = plan.options
     score, watched = served(plan.apps, plan.rewards, options.mix, options.reward_timeout)
-    spec = RolloutSpec(
-        pipeline=pipeline(options), device=plan.device, threads=options.rollout_threads,
-        dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
-        allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
-        run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
-        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
-    )  # fmt: skip
+    spec = rollout_spec(options, plan.device, score, watched)
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
@@ -146,6 +142,30 @@ def start_actors(plan: Plan) -> None:
             runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
+
+
+def rollout_spec(options: JobOptions, device: str, score: "ScoreFn", watched: "dict[str, ScoreFn]") -> "RolloutSpec":
+    """What the options say to rollout actors.
+
+    Args:
+        options: The run's options.
+        device: `cpu` or `cuda`.
+        score: The reward.
+        watched: Rewards that are only asked about held-out prompts, by name.
+
+    Returns:
+        What every actor is told.
+    """
+    from rayjobs.runtime.rollout import RolloutSpec
+
+    return RolloutSpec(
+        pipeline=pipeline(options), device=device, threads=options.rollout_threads,
+        dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
+        allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
+        run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
+        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
+        resolution=options.resolution,
+    )  # fmt: skip
 
 
 class Training(threading.Thread):

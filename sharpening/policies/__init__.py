@@ -26,6 +26,9 @@ FAMILIES = {
 ANY_SHAPE = ("sd", "sdxl")
 """Families whose denoisers take latents of any height and width."""
 
+PATCHES = {"sd": 1, "sdxl": 1, "sd3": 2, "flux": 2, "pixart": 2}
+"""Latent pixels on a side of what a family's denoiser handles as one."""
+
 
 def family_of(folder: str | Path) -> str:
     """Check that a pipeline folder is whole and of a known family.
@@ -80,6 +83,30 @@ def native_resolution(folder: str | Path) -> int | None:
         if "sample_size" not in denoiser:
             return int(vae["sample_size"])
         return int(denoiser["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (ModelFolderError, KeyError, TypeError, ValueError):
+        return None
+
+
+def resolution_steps(folder: str | Path) -> tuple[int, int | None] | None:
+    """Which resolutions a model can draw: all multiples of a number of pixels, for some models up to a limit.
+
+    Args:
+        folder: a pipeline folder of a known family.
+
+    Returns:
+        The number (the VAE's downsampling times the denoiser's patch), and the largest resolution: that of SD3's table
+        of positions, None for families that have no table. None altogether where the folder's JSON does not say.
+
+    Raises:
+        ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
+    """  # noqa: DOC502
+    folder, patch = Path(folder), PATCHES[family_of(folder)]
+    part = "unet" if (folder / "unet").is_dir() else "transformer"
+    try:
+        denoiser, vae = (read_json(folder / name / "config.json") for name in (part, "vae"))
+        step = patch * 2 ** (len(vae["block_out_channels"]) - 1)
+        positions = denoiser.get("pos_embed_max_size")
+        return step, None if positions is None else int(positions) * step
     except (ModelFolderError, KeyError, TypeError, ValueError):
         return None
 

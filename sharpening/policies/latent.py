@@ -82,6 +82,9 @@ class LatentPolicy(ScheduledPolicy):
         if self._pixels % unit:
             raise ValueError(f"{type(self).kind.__name__} draws no {self._pixels} pixels; pass a multiple of {unit}")
         side = self._pixels // pipeline.vae_scale_factor
+        positions = getattr(self.config, "pos_embed_max_size", None)  # SD3's table, of which the middle is used
+        if positions is not None and side > positions * self.patch:
+            raise ValueError(f"this model draws no {self._pixels} pixels; pass at most {positions * unit}")
         self.latent_shape: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
         self.schedule = self.make_schedule()
         self.device: torch.device = next(self.denoiser.parameters()).device

@@ -15,14 +15,19 @@ from deepspeed.utils import safe_get_full_fp32_param
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.engine import apply_gradients, build_engine, load_state, save_state, whole_weights
+from rayjobs.runtime.evaluation import EvaluationTask
+from rayjobs.runtime.experience import RolloutTask
+from rayjobs.runtime.launch import rollout_spec
 from rayjobs.runtime.learner import LearnerSpec
-from sharpening.data.source import Batch
+from rayjobs.runtime.rollout import RolloutActor
+from sharpening.data.source import Batch, PromptSource
 from sharpening.loop import learn
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import TrainingOptions
 from sharpening.policies import load_policy
 from sharpening.prepare import prepare
+from sharpening.shapes.benchmark import BenchmarkPrompt
 from sharpening.updates import micro_batches
 
 
@@ -182,6 +187,25 @@ def test_bf16_learns_about_the_same_from_float32_master_weights(
     assert {value.dtype for value in masters} == {torch.float32}
     # Steps of 1e-3 are below bf16's resolution of weights near 1; what is kept in float32 is finer.
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters)
+
+
+def test_another_resolution_is_that_of_learner_actors_and_held_out_images(
+    pipeline_folder: Path, brightness: Any
+) -> None:
+    chosen = options(resolution=96, pretrained_model_name_or_path=str(pipeline_folder))
+    actor = RolloutActor("actor", rollout_spec(chosen, "cpu", brightness, {}))
+    actor._source = PromptSource(["a red circle", "a blue cross", "a green square", "a red cross"])
+    experience, _ = actor.rollout(RolloutTask(0, 0, 0, (0, 1, 2, 3), (0, 1, 2, 3)), 0, None, [])
+    assert experience is not None
+    assert experience.x_t.shape[-3:] == (8, 12, 12)
+    assert experience.condition.time_ids.tolist() == [[96, 96, 0, 0, 96, 96]] * 4
+    prompt = BenchmarkPrompt("a red circle", "colour", ())
+    part = actor.evaluate(EvaluationTask((0,), (prompt,), 1.0, 2, False, frozenset({0})), 0, None)
+    assert part.images[0].shape == (96, 96, 3)
+    module, engine = build_engine(spec(pipeline_folder, 1, resolution=96))
+    assert module.policy.latent_shape == (8, 12, 12)
+    losses, _ = step(module, engine, experience)
+    assert losses == pytest.approx([math.log(2)] * 2, abs=1e-5)
 
 
 def test_nothing_was_compiled(one_rank: Path) -> None:

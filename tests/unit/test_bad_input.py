@@ -99,6 +99,7 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
     assert Path(options.deepspeed_config).name == "deepspeed_cpu.json"
     assert options.guidance_scale in options.eval_guidance_scales
     assert not (tmp_path / "run").exists()
+    assert validate(parse([*good, "--resolution", "128"])).resolution == 128
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
         ("--eval_guidance_scales 1 x", "eval_guidance_scales", "not a number"),
         ("--eval_guidance_scales 1 nan", "eval_guidance_scales", "finite"),
         ("--max_failed_share 1", "max_failed_share", "less than 1"),
-        ("--resolution 128", "resolution", "the model draws 64 pixels"),
+        ("--resolution 100", "resolution", "is 100, but the model draws multiples of 8 pixels; pass 96"),
         ("stray", "help", "unexpected argument 'stray'"),
     ],
 )
@@ -415,6 +416,10 @@ def test_guidance_of_a_model_that_knows_none_is_refused(error, good, schnell):
 
 def test_a_model_of_an_unknown_family_is_told_which_there_are(error, models, tmp_path):
     folder = tmp_path / "other"
+    assert "multiples of 4 pixels; pass 12" in error(*unguided, "--resolution", 14)[1]
+    config = {"guidance_embeds": False, "pos_embed_max_size": 16}
+    (schnell / "transformer" / "config.json").write_text(json.dumps(config))
+    assert "multiples of 4 pixels up to 64; pass 64" in error(*unguided, "--resolution", 96)[1]
     shutil.copytree(models / "pipeline", folder)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     option, reason = error("--pretrained_model_name_or_path", folder)

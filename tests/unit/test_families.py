@@ -14,7 +14,7 @@ from sharpening.checks import ModelFolderError
 from sharpening.data.source import Batch
 from sharpening.methods import load_method
 from sharpening.methods.base import Seeds
-from sharpening.policies import FAMILIES, family_of, guidance_of, load_policy, native_resolution
+from sharpening.policies import FAMILIES, family_of, guidance_of, load_policy, native_resolution, resolution_steps
 from sharpening.policies.base import Prediction
 from sharpening.policies.flux import pack, unpack
 from sharpening.sampling import sample
@@ -342,7 +342,15 @@ def test_another_resolution(folders):
         assert images.shape == (1, 12, 12, 3)
     with pytest.raises(ValueError, match="multiple of 4"):
         load_policy(folders["flux-dev"], resolution=10)
+    with pytest.raises(ValueError, match=f"pass at most {4 * SIDE}"):
+        load_policy(folders["sd3"], resolution=4 * SIDE + 4)
     assert load_policy(folders["sdxl"], resolution=12).encode([""]).time_ids.tolist() == [[12, 12, 0, 0, 12, 12]]
+
+
+def test_resolutions_that_a_folder_says_are_those_that_its_policy_takes(folders, policy, name):
+    step, largest = resolution_steps(folders[name])
+    assert step == policy.patch * policy.pipeline().vae_scale_factor
+    assert largest == (4 * SIDE if name == "sd3" else None)
 
 
 def test_consistency_models_are_refused(folders):
