@@ -18,6 +18,7 @@ from rayjobs.placement import check_label
 from rayjobs.reward_options import RewardOptions
 from sharpening import methods
 from sharpening.options import Kind, MethodOptions, TrainingOptions
+from sharpening.options.training import Scheduler
 from sharpening.rewards.terms import Term, parse_names
 
 __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
@@ -140,12 +141,17 @@ class JobOptions(RewardOptions):
     learning_rate: float = option(
         TRAINING.learning_rate, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0
     )
-    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = option(
+    lr_scheduler: Scheduler = option(
         TRAINING.lr_scheduler, "optimiser", "-", "shape of the learning rate over the updates"
     )
     lr_warmup_steps: int = option(
         TRAINING.lr_warmup_steps, "optimiser", "updates", "updates over which the learning rate rises", ge=0
     )
+    lr_num_cycles: int = option(
+        TRAINING.lr_num_cycles, "optimiser", "half cosines", "of cosine_with_restarts, each begins at the full rate",
+        ge=1,
+    )  # fmt: skip
+    lr_power: float = option(TRAINING.lr_power, "optimiser", "-", "exponent of polynomial", gt=0)
     adam_beta1: float = option(
         TRAINING.adam_beta1, "optimiser", "-", "decay of the gradient's mean (paper: 0)", "β₁", ge=0, lt=1
     )

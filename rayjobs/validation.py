@@ -20,6 +20,7 @@ from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
 from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError
+from sharpening.options.training import CONSTANT
 from sharpening.rewards.terms import reward_column
 
 
@@ -99,7 +100,7 @@ def check_method(options: JobOptions) -> None:
     except MethodError as error:
         problem, _, remedy = error.reason.rpartition("; ")
         raise OptionError(error.option, problem or error.reason, remedy or "change one of the two") from error
-    if options.lr_scheduler in ("cosine", "linear") and options.lr_warmup_steps >= options.max_train_steps:
+    if options.lr_scheduler not in CONSTANT and options.lr_warmup_steps >= options.max_train_steps:
         raise OptionError(
             "lr_warmup_steps", f"{options.lr_warmup_steps} updates of warm-up leave none of {options.max_train_steps}",
             "pass fewer than --max_train_steps",
