@@ -48,10 +48,6 @@ REFUSED: dict[str, tuple[str, str]] = {
         "downloads of models and data are kept in one place for every process on a node",
         "leave it out and set HF_HOME in the environment",
     ),
-    "pretrained_vae_model_name_or_path": (
-        "the VAE is the pipeline's own, so that what is saved draws what was trained",
-        "save the pipeline once with that VAE (from_pretrained(…, vae=…).save_pretrained(FOLDER)) and pass FOLDER",
-    ),
     "center_crop": ("images are always cropped at their centre", "leave it out"),
     "random_flip": (
         "a mirrored image contradicts captions that say left or right, and an example is the same whenever it is read",

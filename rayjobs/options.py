@@ -70,6 +70,11 @@ class JobOptions(RewardOptions):
         "no", "model", "-",
         "bf16 holds and uses all weights in bfloat16, in learners and actors; AdamW keeps float32 master weights",
     )  # fmt: skip
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "model", "folder or hub id",
+        "VAE (AutoencoderKL) in place of the pipeline's own, in training, evaluation and the final pipeline",
+        shown="the pipeline's own",
+    )  # fmt: skip
     pretrained_tiny_vae_path: str | None = option(
         None, "model", "folder or hub id",
         "AutoencoderTiny that decodes what rewards judge in training; held-out images get the model's own VAE",

@@ -274,6 +274,7 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
+    check_vae_folder(options, folder)
     check_targets(options, folder)
     looks = () if options.skip_evaluation else options.eval_guidance_scales
     scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
@@ -328,6 +329,28 @@ def check_targets(options: JobOptions, folder: Path) -> None:
                 "lora_target_modules", f"no layer of the {part} has a name that ends in '{target}'",
                 "pass names that it has, such as to_q, or leave it out",
             )  # fmt: skip
+
+
+def check_vae_folder(options: JobOptions, folder: Path) -> None:
+    """Refuse a VAE in place of the pipeline's own that is absent, incomplete or does not fit.
+
+    Args:
+        options: The options.
+        folder: A whole pipeline folder.
+
+    Raises:
+        OptionError: If it cannot take the place.
+    """
+    from sharpening import checks
+    from sharpening.policies import check_vae
+
+    name, value = "pretrained_vae_model_name_or_path", options.pretrained_vae_model_name_or_path
+    if value is None or (vae := local_folder(name, value)) is None:
+        return
+    try:
+        check_vae(folder, vae)
+    except checks.ModelFolderError as error:
+        raise OptionError(name, *_reason(error)) from error
 
 
 def check_tiny_vae(options: JobOptions) -> None:

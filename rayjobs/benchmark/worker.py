@@ -205,7 +205,8 @@ class Process:
         self._say("loading the model")
         options = self._options
         folder = pipeline_folder(options.pretrained_model_name_or_path)
-        return load_policy(folder, self._device, resolution=options.resolution)
+        vae = options.pretrained_vae_model_name_or_path
+        return load_policy(folder, self._device, resolution=options.resolution, vae=vae)
 
     @cached_property
     def _score(self) -> ScoreFn:

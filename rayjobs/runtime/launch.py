@@ -164,7 +164,7 @@ def rollout_spec(options: JobOptions, device: str, score: "ScoreFn", watched: "d
         allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
         run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
         tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
-        resolution=options.resolution,
+        resolution=options.resolution, vae=vae(options),
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ class Training(threading.Thread):
         return LearnerSpec(
             options=options, pipeline=pipeline(options), deepspeed=resolve_deepspeed(config, options),
             device=self._plan.device, checkpoints=str(self._plan.folder.checkpoints.resolve()),
-            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator,
+            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator, vae=vae(options),
         )  # fmt: skip
 
 
@@ -247,6 +247,19 @@ def pipeline(options: JobOptions) -> str:
     """
     name = options.pretrained_model_name_or_path
     return EMBEDDED if name == EMBEDDED else located(name, options.revision)
+
+
+def vae(options: JobOptions) -> str | None:
+    """The VAE that takes the place of the pipeline's own, as every node knows it.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        A folder; `None` for the pipeline's own VAE.
+    """
+    name = options.pretrained_vae_model_name_or_path
+    return None if name is None else located(name)
 
 
 def located(name: str, revision: str | None = None) -> str:

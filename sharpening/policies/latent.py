@@ -100,6 +100,7 @@ class LatentPolicy(ScheduledPolicy):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         resolution: int | None = None,
+        vae: str | Path | None = None,
     ) -> Self:
         """Load a pipeline folder.
 
@@ -108,6 +109,7 @@ class LatentPolicy(ScheduledPolicy):
             device: where the model goes.
             dtype: float type of the weights; None means float32.
             resolution: width and height of images in pixels; None means the model's own.
+            vae: folder of the VAE that the policy has instead of the pipeline's own; None means that one.
 
         Returns:
             The policy.
@@ -115,7 +117,7 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ModelFolderError: if the weights cannot be loaded.
         """  # noqa: DOC502
-        return cls(load_pipeline(cls.kind, folder, device, dtype, **cls.loading), resolution)
+        return cls(load_pipeline(cls.kind, folder, device, dtype, vae, **cls.loading), resolution)
 
     @property
     def config(self) -> Any:

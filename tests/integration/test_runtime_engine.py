@@ -5,12 +5,14 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
+from diffusers import AutoencoderKL
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import RLHFOptions
@@ -189,10 +191,16 @@ def test_bf16_learns_about_the_same_from_float32_master_weights(
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters)
 
 
-def test_another_resolution_is_that_of_learner_actors_and_held_out_images(
-    pipeline_folder: Path, brightness: Any
+def test_another_resolution_and_vae_are_those_of_learner_actors_held_out_images_and_the_saved_pipeline(
+    pipeline_folder: Path, brightness: Any, tmp_path: Path
 ) -> None:
-    chosen = options(resolution=96, pretrained_model_name_or_path=str(pipeline_folder))
+    vae = AutoencoderKL.from_pretrained(pipeline_folder / "vae")
+    vae.register_to_config(scaling_factor=0.25)
+    vae.save_pretrained(tmp_path / "vae")
+    chosen = options(
+        resolution=96, pretrained_model_name_or_path=str(pipeline_folder),
+        pretrained_vae_model_name_or_path=str(tmp_path / "vae"),
+    )  # fmt: skip
     actor = RolloutActor("actor", rollout_spec(chosen, "cpu", brightness, {}))
     actor._source = PromptSource(["a red circle", "a blue cross", "a green square", "a red cross"])
     experience, _ = actor.rollout(RolloutTask(0, 0, 0, (0, 1, 2, 3), (0, 1, 2, 3)), 0, None, [])
@@ -202,7 +210,12 @@ def test_another_resolution_is_that_of_learner_actors_and_held_out_images(
     prompt = BenchmarkPrompt("a red circle", "colour", ())
     part = actor.evaluate(EvaluationTask((0,), (prompt,), 1.0, 2, False, frozenset({0})), 0, None)
     assert part.images[0].shape == (96, 96, 3)
-    module, engine = build_engine(spec(pipeline_folder, 1, resolution=96))
+    assert {model.vae.config.scaling_factor for model in (actor._policy, actor._judged, actor._reference)} == {0.25}
+    actor.save(str(tmp_path / "saved"), 0, None)
+    assert AutoencoderKL.from_pretrained(tmp_path / "saved" / "vae").config.scaling_factor == 0.25
+    told = replace(spec(pipeline_folder, 1, resolution=96), vae=str(tmp_path / "vae"))
+    module, engine = build_engine(told)
+    assert module.policy.vae.config.scaling_factor == 0.25
     assert module.policy.latent_shape == (8, 12, 12)
     losses, _ = step(module, engine, experience)
     assert losses == pytest.approx([math.log(2)] * 2, abs=1e-5)
