@@ -35,7 +35,7 @@ def tiny(tmp_path):
         (["--rank", "4", "--lora_alpha", "0"], "lora_alpha", "greater than 0"),
         (["--rank", "4", "--lora_target_modules", "w,to_w"], "lora_target_modules", "ends in 'to_w'; pass names"),
         (["--ema_decay", "1"], "ema_decay", "must be less than 1"),
-        (["--mixed_precision", "fp16"], "mixed_precision", "choose one of no, bf16"),
+        (["--mixed_precision", "fp16"], "mixed_precision", "bfloat16 has float32's range; pass bf16 or no"),
         (["--pretrained_tiny_vae_path", "absent"], "pretrained_tiny_vae_path", "there is no folder absent"),
         (["--guidance_in_loss", "--loss_guidance_scale", "3"], "guidance_in_loss", "pass one of the two"),
     ],
