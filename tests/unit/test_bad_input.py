@@ -117,6 +117,8 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
             "reward_model",
             "there is no folder /nowhere",
         ),
+        ("--reward http --reward_model http://me:s3cret@judge/#clip", "reward_model", "holds a password or key"),
+        ("--reward http --reward_model http://judge/?token=s3cret", "reward_model", "pass it in the environment"),
         ("--reward_config absent.yaml", "reward_config", "cannot read absent.yaml"),
         ("--watch clip", "watch", "clip is a reward of the training"),
         ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
@@ -156,6 +158,7 @@ def test_values(error, argv, option, says):
     named, line = error(*argv.split())
     assert named == option
     assert says in line
+    assert "s3cret" not in line
 
 
 def test_model_folder_missing(error, tmp_path):

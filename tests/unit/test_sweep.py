@@ -54,6 +54,11 @@ def test_a_random_search_draws_the_same_points_again_from_values_and_ranges() ->
     assert all(50 <= point["beta"] <= 90 for point in points)
 
 
+def test_a_random_search_draws_no_point_twice() -> None:
+    points = space("--search random --num_samples 12 --branches 2..4 --temperature 0 1 4 16").points()
+    assert len({label(point) for point in points}) == 12  # all there are
+
+
 def test_a_range_is_drawn_from_by_order_of_magnitude_only_where_its_ends_are_far_apart() -> None:
     assert not Range(0.0, 100.0, False).logarithmic
     assert not Range(20.0, 100.0, False).logarithmic
@@ -76,6 +81,11 @@ def test_a_range_is_drawn_from_by_order_of_magnitude_only_where_its_ends_are_far
         ("--search random --branches 1..4", "--branches: must be at least 2, is 1"),
         ("--search optuna --seeds 0 1", "--seeds: 'optuna' goes by one number a point"),
         ("--branches 2 2", "--branches: a value stands there twice"),
+        ("--search random --branches 2..3 --temperature 0 1", "--num_samples: is 12, but the space has only 4 points"),
+        ("--search optuna --branches 2 --temperature 0", "--num_samples: is 12, but the space has only 1 point;"),
+        ("--scheduler asha -- --max_train_steps 4", "--grace_updates: is 6, but a run has only 4 updates"),
+        ("--scheduler asha -- --validation_steps 0", "--validation_steps: is 0, so that 'asha' never sees"),
+        ("--scheduler asha -- --validation_steps 36", "--validation_steps: is 36, so that 'asha' never sees"),
         ("--seeds 0 0", "--seeds: every seed must be there once"),
         ("--branch_steps 99", "--branch_steps:"),
         ("-- --skip_evaluation", "--skip_evaluation: a sweep compares its runs by their evaluation"),
@@ -143,6 +153,15 @@ def results(runs: Path) -> list[RunResult]:
     ]
     errors = {(2, 4.0): RuntimeError("trace\nValueError: the learner died")}
     return [ended(c, errors.get((c["point"]["branches"], c["point"]["temperature"])), runs) for c in configs]
+
+
+def test_a_run_that_two_trials_asked_for_counts_once(tmp_path: Path) -> None:
+    leave(tmp_path, {"branches": 2}, 0, 1.0)
+    twice = [ended({"point": {"branches": 2}, "seed": 0}, None, tmp_path) for _ in range(2)]
+    (found,) = ranked(twice)
+    assert len(found.runs) == 1
+    assert found.gain is not None
+    assert (found.gain.low, found.gain.high) == (0.0, 2.0)  # the run's own interval, not one over two seeds
 
 
 def test_the_best_point_comes_first_with_an_interval_over_seeds(tmp_path: Path) -> None:
