@@ -149,9 +149,7 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Model
     assert runs.curve(first) == runs.curve(second)
 
 
-def test_a_killed_job_goes_on_as_a_submitted_one_to_the_same_curve(
-    undisturbed: Path, models: Models, tmp_path: Path
-) -> None:
+def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     folder = tmp_path / "läuft, λ = 1"  # names are anybody's
