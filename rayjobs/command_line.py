@@ -12,8 +12,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from rayjobs.errors import OptionError
-from rayjobs.familiar_flags import known_name, settle_reward, translate
+from rayjobs.errors import OptionError, refuse_together
+from rayjobs.familiar_flags import settle_reward, translate, translate_file
 from rayjobs.options import JobOptions, Options, options_class
 from rayjobs.reward_options import RewardOptions
 from sharpening.methods import METHODS
@@ -236,14 +236,14 @@ def read(
     """  # fmt: skip
     namespace, unknown = build_parser(model, program, methods).parse_known_args(translate(argv, model))
     if unknown:
-        word = unknown[0].split("=")[0]
-        if not word.startswith("--"):
-            raise OptionError("help", f"unexpected argument '{word}'", "options start with --, see --help")
-        raise OptionError(word.lstrip("-"), *_unknown(word.lstrip("-"), model))
+        if not unknown[0].startswith("--"):
+            raise OptionError("help", f"unexpected argument '{unknown[0]}'", "options start with --, see --help")
+        names = [word.split("=")[0].lstrip("-") for word in unknown if word.startswith("--")]
+        refuse_together([OptionError(name, *_unknown(name, model)) for name in names])
     path = getattr(namespace, "config", None)
     if file_values is None:
         file_values = read_config(path) if path else {}
-    file_values = {known_name(str(key), model): value for key, value in file_values.items()}
+    file_values = translate_file(file_values, model)
     for key in file_values:
         if key not in model.model_fields and key != "base_url":
             problem, remedy = _unknown(key, model)

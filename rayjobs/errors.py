@@ -1,5 +1,7 @@
 """Errors that end a job, each with one line for the user and an exit code for the shell."""
 
+from collections.abc import Sequence
+
 
 class JobError(Exception):
     """A job cannot go on; the message is one line for the user.
@@ -31,6 +33,30 @@ class OptionError(JobError):
 
     def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str, str]]:
         return OptionError, (self.option, self.problem, self.remedy)
+
+
+def refuse_together(errors: Sequence[OptionError]) -> None:
+    """Refuse several options in one message, so that nobody meets them one start after another.
+
+    Args:
+        errors: What is wrong; nothing happens where they are none.
+
+    Raises:
+        OptionError: The first one, whose remedy goes on with the others; those that share its words are only named.
+    """
+    if not errors:
+        return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for error in errors:
+        names = groups.setdefault((error.problem, error.remedy), [])
+        if error.option not in names:
+            names.append(error.option)
+    said = []
+    for (problem, remedy), (first, *more) in groups.items():
+        likewise = f" (likewise {', '.join(f'--{name}' for name in more)})" if more else ""
+        said.append((first, problem, remedy + likewise))
+    (option, problem, remedy), *others = said
+    raise OptionError(option, problem, " | ".join([remedy, *(f"--{o}: {p}; {r}" for o, p, r in others)]))
 
 
 class RunStopped(JobError):

@@ -1,15 +1,17 @@
 """Flags of the scripts that users come from: diffusers' `train_text_to_image_sdxl.py` and the paper's public code.
 
 Those that mean the same are options of ours under the same name. The rest stands here: names that are read as one of
-our options, and names that are refused, each with the reason and what to do instead. The same goes for keys of the
-file that `--config` names.
+our options, those that ask for what is done anyway, and names and values that are refused, each with the reason and
+what to do instead; all that one command line has are named together. The same goes for keys of the file that
+`--config` names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rayjobs.declaring import Options
-from rayjobs.errors import OptionError
+from rayjobs.errors import OptionError, refuse_together
+from rayjobs.options import JobOptions
 
 ALIASES = {
     # the paper's public code
@@ -24,8 +26,11 @@ REWARDS = {"clip": "clip", "image_reward": "image_reward", "compositional": "com
 """What the paper's public code lets `--reward_model` be, and the name of that reward here. Ours is a folder or hub id,
 so these four words, which no model is called, are read as `--reward`."""
 
-NO_EPOCHS = "prompts are drawn one update at a time and a run has no epochs"
-BIAS = "methods draw their timesteps from the sampler's own grid, one from each equal part of it"
+ANYWAY = {"center_crop": ("", "true"), "image_interpolation_mode": ("lanczos",), "timestep_bias_strategy": ("none",)}
+"""Flags that ask, with these values, for what is done anyway ("": alone); they are read and change nothing."""
+
+NO_EPOCHS = "examples are drawn one update at a time and a run has no epochs"
+BIAS = "every method draws its timesteps evenly, one from each equal part of those that it learns at"
 REFUSED: dict[str, tuple[str, str]] = {
     "hub_token": (
         "a token on a command line can be read by everybody on the machine and would end up in files",
@@ -43,16 +48,15 @@ REFUSED: dict[str, tuple[str, str]] = {
         "downloads of models and data are kept in one place for every process on a node",
         "leave it out and set HF_HOME in the environment",
     ),
-    "pretrained_vae_model_name_or_path": (
-        "the VAE is the pipeline's own, so that what is saved draws what was trained",
-        "save the pipeline once with that VAE (from_pretrained(…, vae=…).save_pretrained(FOLDER)) and pass FOLDER",
-    ),
     "center_crop": ("images are always cropped at their centre", "leave it out"),
     "random_flip": (
         "a mirrored image contradicts captions that say left or right, and an example is the same whenever it is read",
         "leave it out",
     ),
-    "image_interpolation_mode": ("images are resized with Lanczos' filter, the script's own default", "leave it out"),
+    "image_interpolation_mode": (
+        "images are resized with Lanczos' filter, the script's own default, and no other",
+        "pass lanczos, or leave it out",
+    ),
     "num_train_epochs": (NO_EPOCHS, "pass --max_train_steps"),
     "validation_epochs": (NO_EPOCHS, "pass --validation_steps, in updates"),
     "validation_prompt": (
@@ -66,19 +70,19 @@ REFUSED: dict[str, tuple[str, str]] = {
         "an update is a mean over all its prompts, whatever the number of devices, so there is nothing to scale by",
         "leave it out, and choose --learning_rate for --prompts_per_update",
     ),
-    "timestep_bias_strategy": (BIAS, "leave it out; --snr_gamma weighs timesteps in the loss"),
-    "timestep_bias_multiplier": (BIAS, "leave it out; --snr_gamma weighs timesteps in the loss"),
-    "timestep_bias_begin": (BIAS, "leave it out; --snr_gamma weighs timesteps in the loss"),
-    "timestep_bias_end": (BIAS, "leave it out; --snr_gamma weighs timesteps in the loss"),
-    "timestep_bias_portion": (BIAS, "leave it out; --snr_gamma weighs timesteps in the loss"),
+    "timestep_bias_strategy": (BIAS, "leave it out"),
+    "timestep_bias_multiplier": (BIAS, "leave it out"),
+    "timestep_bias_begin": (BIAS, "leave it out"),
+    "timestep_bias_end": (BIAS, "leave it out"),
+    "timestep_bias_portion": (BIAS, "leave it out"),
     "prediction_type": (
         "what a model predicts stands in its scheduler's configuration, and training it to predict something else "
         "would start from a model that does not fit",
         "leave it out",
     ),
     "noise_offset": (
-        "noise is that of the sampler whose trajectories are sharpened, and an offset would take them off its path",
-        "leave it out",
+        "all noise is standard normal, as that which a sampler starts from, and an offset would train the model on "
+        "noise that it is never given when it draws", "leave it out",
     ),
     "dataloader_num_workers": (
         "there is no data loader: rollout actors read their examples themselves", "pass --num_rollout_actors",
@@ -91,6 +95,26 @@ REFUSED: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 """Name → why it does not apply, and what to do."""
 
+NO_ADAPTER = "a tracker needs an adapter of its own (rayjobs/tracking/), and this one has none"
+REFUSED_VALUES: dict[str, dict[str, tuple[str, str]]] = {
+    "mixed_precision": {
+        "fp16": (
+            "float16 overflows in SDXL's own VAE and in losses that nobody scales, where bfloat16 has float32's range",
+            "pass bf16 or no",
+        )
+    },
+    "report_to": dict.fromkeys(
+        ("aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"),
+        (NO_ADAPTER, "choose among none, tensorboard, wandb, mlflow, all"),
+    ),
+    "lr_scheduler": {
+        "piecewise_constant": (
+            "it needs a list of rates and updates, for which the script itself has no flag", "choose another one"
+        )
+    },
+}  # fmt: skip
+"""Name of an option of ours → value that it has in diffusers and not here → why, and what to do."""
+
 
 def translate(argv: Sequence[str], model: type[Options]) -> list[str]:
     """Write a command line's familiar flags as ours.
@@ -100,39 +124,96 @@ def translate(argv: Sequence[str], model: type[Options]) -> list[str]:
         model: What the job can be told.
 
     Returns:
-        The arguments, with aliases replaced; two spellings of one option are the same flag twice, of which the last
-        one counts.
+        The arguments, with aliases replaced and without flags that change nothing; two spellings of one option are the
+        same flag twice, of which the last one counts.
 
     Raises:
-        OptionError: If a flag is one that does not apply.
+        OptionError: If flags are among them that do not apply; it names all of them.
     """  # noqa: DOC502
-    written = []
+    _check(_flags(argv), model)
+    written, kept = [], True
     for word in argv:
-        name, separator, value = word.removeprefix("--").partition("=")
-        written.append(f"--{known_name(name, model)}{separator}{value}" if word.startswith("--") else word)
+        if word.startswith("--"):
+            name, separator, value = word.removeprefix("--").partition("=")
+            kept = name in model.model_fields or name not in ANYWAY
+            word = f"--{_known_name(name, model)}{separator}{value}"
+        if kept:
+            written.append(word)
     return written
 
 
-def known_name(name: str, model: type[Options]) -> str:
-    """Our name of an option.
+def translate_file(values: Mapping[Any, Any], model: type[Options]) -> dict[str, Any]:
+    """Write the keys of a configuration file as ours.
 
     Args:
-        name: A flag without dashes, or a key of a configuration file.
+        values: What the file says.
         model: What the job can be told.
 
     Returns:
-        The name that an alias stands for; any other name as it is.
+        The same, with aliases replaced and without keys that change nothing.
 
     Raises:
-        OptionError: If it is one that does not apply, or stands for an option that this method does not have.
-    """
+        OptionError: If keys are among them that do not apply; it names all of them.
+    """  # noqa: DOC502
+    named = {str(name): value for name, value in values.items()}
+    _check(((name, _words(value)) for name, value in named.items()), model)
+    return {
+        _known_name(name, model): value
+        for name, value in named.items()
+        if name in model.model_fields or name not in ANYWAY
+    }
+
+
+def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The flags of a command line, each with the words that belong to it."""
+    found: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, separator, value = word.removeprefix("--").partition("=")
+            found.append((name, [value] if separator else []))
+        elif found:
+            found[-1][1].append(word)
+    return found
+
+
+def _words(value: Any) -> list[str]:
+    """A value of a file as a command line would have it."""
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _check(given: Iterable[tuple[str, Sequence[str]]], model: type[Options]) -> None:
+    """Refuse what does not apply, all of it in one message."""
+    found = (_refusal(name, words, model) for name, words in given)
+    refuse_together([error for error in found if error is not None])
+
+
+def _refusal(name: str, words: Sequence[str], model: type[Options]) -> OptionError | None:
+    """Why a flag or its value does not apply; `None` if it does, or is unknown."""
     if name in model.model_fields:
-        return name
-    if name in REFUSED:
-        raise OptionError(name, *REFUSED[name])
+        values = [value.strip() for word in words for value in word.split(",")]
+        known = REFUSED_VALUES.get(name, {})
+        reason = next(((value, *known[value]) for value in values if value in known), None)
+        if reason is None:
+            return None
+        value, problem, remedy = reason
+        if value == "fp16" and issubclass(model, JobOptions) and not model.option_class.bf16:
+            remedy = "pass no"
+        return OptionError(name, f"unknown value '{value}': {problem}", remedy)
+    if name in REFUSED and " ".join(words) not in ANYWAY.get(name, ()):
+        problem, remedy = REFUSED[name]
+        if problem is BIAS and "snr_gamma" in model.model_fields:
+            remedy += "; --snr_gamma weighs timesteps in the loss"
+        return OptionError(name, problem, remedy)
     if name in ALIASES and ALIASES[name] not in model.model_fields:
-        raise OptionError(name, f"stands for --{ALIASES[name]}, which this method does not have", "leave it out")
-    return ALIASES.get(name, name)
+        return OptionError(name, f"stands for --{ALIASES[name]}, which this method does not have", "leave it out")
+    return None
+
+
+def _known_name(name: str, model: type[Options]) -> str:
+    """The name that an alias stands for; any other name as it is."""
+    return name if name in model.model_fields else ALIASES.get(name, name)
 
 
 def settle_reward(values: Mapping[str, Any]) -> dict[str, Any]:

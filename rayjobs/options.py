@@ -18,6 +18,7 @@ from rayjobs.placement import check_label
 from rayjobs.reward_options import RewardOptions
 from sharpening import methods
 from sharpening.options import Kind, MethodOptions, TrainingOptions
+from sharpening.options.training import Scheduler
 from sharpening.rewards.terms import Term, parse_names
 
 __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option", "options_class"]
@@ -63,11 +64,16 @@ class JobOptions(RewardOptions):
         None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
     resolution: int | None = option(
-        None, "model", "pixels", "width and height of the images; must be the model's", "H, W", "the model's", ge=8
+        None, "model", "pixels", "width and height of all images of the run", "H, W", "the model's", ge=8
     )
     mixed_precision: Literal["no", "bf16"] = option(
         "no", "model", "-",
         "bf16 holds and uses all weights in bfloat16, in learners and actors; AdamW keeps float32 master weights",
+    )  # fmt: skip
+    pretrained_vae_model_name_or_path: str | None = option(
+        None, "model", "folder or hub id",
+        "VAE (AutoencoderKL) in place of the pipeline's own, in training, evaluation and the final pipeline",
+        shown="the pipeline's own",
     )  # fmt: skip
     pretrained_tiny_vae_path: str | None = option(
         None, "model", "folder or hub id",
@@ -140,12 +146,17 @@ class JobOptions(RewardOptions):
     learning_rate: float = option(
         TRAINING.learning_rate, "optimiser", "-", "AdamW's step size (paper: 5e-6 for SDXL)", gt=0
     )
-    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = option(
+    lr_scheduler: Scheduler = option(
         TRAINING.lr_scheduler, "optimiser", "-", "shape of the learning rate over the updates"
     )
     lr_warmup_steps: int = option(
         TRAINING.lr_warmup_steps, "optimiser", "updates", "updates over which the learning rate rises", ge=0
     )
+    lr_num_cycles: int = option(
+        TRAINING.lr_num_cycles, "optimiser", "half cosines", "of cosine_with_restarts, each begins at the full rate",
+        ge=1,
+    )  # fmt: skip
+    lr_power: float = option(TRAINING.lr_power, "optimiser", "-", "exponent of polynomial", gt=0)
     adam_beta1: float = option(
         TRAINING.adam_beta1, "optimiser", "-", "decay of the gradient's mean (paper: 0)", "β₁", ge=0, lt=1
     )

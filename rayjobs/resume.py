@@ -10,6 +10,7 @@ from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
 from rayjobs.rewards import scores_alike
 from rayjobs.runtime import checkpoints
+from sharpening.options.training import CONSTANT
 
 LATEST = "latest"
 NAME = "resume_from_checkpoint"
@@ -85,7 +86,7 @@ def _check_same(options: JobOptions, run_folder: Path) -> None:
     if before is None:
         raise OptionError(NAME, f"the run in {run_folder} is one of {method}", "pass its --config, or start afresh")
     names = options.must_match()
-    if options.lr_scheduler in ("cosine", "linear"):
+    if options.lr_scheduler not in CONSTANT:
         names.append("max_train_steps")  # these schedules end where the run does
     for name in names:
         old, new = getattr(before, name), getattr(options, name)

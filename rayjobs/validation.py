@@ -20,6 +20,7 @@ from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
 from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError
+from sharpening.options.training import CONSTANT
 from sharpening.rewards.terms import reward_column
 
 
@@ -99,7 +100,7 @@ def check_method(options: JobOptions) -> None:
     except MethodError as error:
         problem, _, remedy = error.reason.rpartition("; ")
         raise OptionError(error.option, problem or error.reason, remedy or "change one of the two") from error
-    if options.lr_scheduler in ("cosine", "linear") and options.lr_warmup_steps >= options.max_train_steps:
+    if options.lr_scheduler not in CONSTANT and options.lr_warmup_steps >= options.max_train_steps:
         raise OptionError(
             "lr_warmup_steps", f"{options.lr_warmup_steps} updates of warm-up leave none of {options.max_train_steps}",
             "pass fewer than --max_train_steps",
@@ -243,7 +244,7 @@ def local_folder(option: str, value: str) -> Path | None:
 
 
 def check_model(options: JobOptions) -> int | None:
-    """Refuse an absent, incomplete or truncated pipeline, and a resolution that is not the model's.
+    """Refuse an absent, incomplete or truncated pipeline, and a resolution that the model cannot draw.
 
     Args:
         options: The options.
@@ -273,14 +274,36 @@ def check_model(options: JobOptions) -> int | None:
         family_of(folder)
     except checks.ModelFolderError as error:
         raise OptionError(name, *_reason(error)) from error
+    check_vae_folder(options, folder)
     check_targets(options, folder)
     looks = () if options.skip_evaluation else options.eval_guidance_scales
     scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
     check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
-    native = native_resolution(folder)
-    if native and options.resolution not in (None, native):
-        raise OptionError("resolution", f"is {options.resolution}, but the model draws {native} pixels", "leave it out")
-    return native or options.resolution
+    if options.resolution is None:
+        return native_resolution(folder)
+    check_resolution(options.resolution, folder)
+    return options.resolution
+
+
+def check_resolution(resolution: int, folder: Path) -> None:
+    """Refuse a resolution that the model's denoiser and VAE cannot draw.
+
+    Args:
+        resolution: In pixels.
+        folder: A whole pipeline folder.
+
+    Raises:
+        OptionError: If they cannot.
+    """
+    from sharpening.policies import resolution_steps
+
+    step, largest = resolution_steps(folder) or (1, None)  # where the JSON does not say, loading the model will
+    fitting = max(step, min(resolution // step * step, largest or resolution))
+    if resolution % step or (largest and resolution > largest):
+        limit = f" up to {largest}" if largest else ""
+        raise OptionError(
+            "resolution", f"is {resolution}, but the model draws multiples of {step} pixels{limit}", f"pass {fitting}"
+        )
 
 
 def check_targets(options: JobOptions, folder: Path) -> None:
@@ -306,6 +329,28 @@ def check_targets(options: JobOptions, folder: Path) -> None:
                 "lora_target_modules", f"no layer of the {part} has a name that ends in '{target}'",
                 "pass names that it has, such as to_q, or leave it out",
             )  # fmt: skip
+
+
+def check_vae_folder(options: JobOptions, folder: Path) -> None:
+    """Refuse a VAE in place of the pipeline's own that is absent, incomplete or does not fit.
+
+    Args:
+        options: The options.
+        folder: A whole pipeline folder.
+
+    Raises:
+        OptionError: If it cannot take the place.
+    """
+    from sharpening import checks
+    from sharpening.policies import check_vae
+
+    name, value = "pretrained_vae_model_name_or_path", options.pretrained_vae_model_name_or_path
+    if value is None or (vae := local_folder(name, value)) is None:
+        return
+    try:
+        check_vae(folder, vae)
+    except checks.ModelFolderError as error:
+        raise OptionError(name, *_reason(error)) from error
 
 
 def check_tiny_vae(options: JobOptions) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 from sharpening.options import TrainingOptions
+from sharpening.options.training import LAST_RATE
 
 
 def learning_rate_at(update: int, options: TrainingOptions) -> float:
-    """An update's learning rate: a linear warm-up, then constant, or down to zero by a line or half a cosine.
+    """An update's learning rate: a linear warm-up, then one of diffusers' schedules (`diffusers.optimization`).
 
     Args:
         update: 0-based update.
-        options: `learning_rate`, `lr_scheduler`, `lr_warmup_steps` and `updates` are read. The last update of the
-            warm-up runs at the full rate.
+        options: `learning_rate`, `updates` and what begins with `lr_` are read. The last update of the warm-up runs at
+            the full rate.
 
     Returns:
         The learning rate.
@@ -21,6 +22,13 @@ def learning_rate_at(update: int, options: TrainingOptions) -> float:
     warmup = options.lr_warmup_steps
     rate = options.learning_rate * min(1.0, (update + 1) / warmup) if warmup else options.learning_rate
     done = max(0, update - warmup) / max(1, options.updates - warmup)
-    if options.lr_scheduler == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * done))
-    return rate * (1 - done) if options.lr_scheduler == "linear" else rate
+    match options.lr_scheduler:
+        case "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * done))
+        case "cosine_with_restarts":
+            return rate * 0.5 * (1 + math.cos(math.pi * (options.lr_num_cycles * done % 1.0)))
+        case "polynomial" if update >= warmup:
+            return (rate - LAST_RATE) * (1 - done) ** options.lr_power + LAST_RATE
+        case "linear":
+            return rate * (1 - done)
+    return rate

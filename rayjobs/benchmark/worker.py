@@ -203,7 +203,10 @@ class Process:
 
     def _load_policy(self) -> Any:
         self._say("loading the model")
-        return load_policy(pipeline_folder(self._options.pretrained_model_name_or_path), self._device)
+        options = self._options
+        folder = pipeline_folder(options.pretrained_model_name_or_path)
+        vae = options.pretrained_vae_model_name_or_path
+        return load_policy(folder, self._device, resolution=options.resolution, vae=vae)
 
     @cached_property
     def _score(self) -> ScoreFn:

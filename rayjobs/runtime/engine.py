@@ -76,7 +76,7 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     options = spec.options
     # In bf16 DeepSpeed makes its float32 master weights of these: training starts at the very weights of the reference.
     dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
-    policy = load_policy(pipeline_folder(spec.pipeline), spec.device, dtype)
+    policy = load_policy(pipeline_folder(spec.pipeline), spec.device, dtype, options.resolution, spec.vae)
     prepare(policy, options.training_options(), learns=True)
     parameters = policy.trainable()
     module = LossModule(policy, load_method(options.method, options.method_options()))

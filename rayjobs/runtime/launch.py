@@ -17,7 +17,9 @@ from rayjobs.runtime.rewards import app_names, served
 from sharpening.evaluation.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from rayjobs.runtime.rollout import RolloutSpec
     from sharpening.data.source import Source
+    from sharpening.rewards.base import ScoreFn
 
 logger = logging.getLogger(__name__)
 
@@ -127,17 +129,11 @@ def start_actors(plan: Plan) -> None:
     """
     import ray
 
-    from rayjobs.runtime.rollout import RolloutActor, RolloutSpec, names
+    from rayjobs.runtime.rollout import RolloutActor, names
 
     options = plan.options
     score, watched = served(plan.apps, plan.rewards, options.mix, options.reward_timeout)
-    spec = RolloutSpec(
-        pipeline=pipeline(options), device=plan.device, threads=options.rollout_threads,
-        dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
-        allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
-        run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
-        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
-    )  # fmt: skip
+    spec = rollout_spec(options, plan.device, score, watched)
     for name in names(plan.name, options.num_rollout_actors):
         actor = ray.remote(RolloutActor).options(
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
@@ -146,6 +142,30 @@ def start_actors(plan: Plan) -> None:
             runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
+
+
+def rollout_spec(options: JobOptions, device: str, score: "ScoreFn", watched: "dict[str, ScoreFn]") -> "RolloutSpec":
+    """What the options say to rollout actors.
+
+    Args:
+        options: The run's options.
+        device: `cpu` or `cuda`.
+        score: The reward.
+        watched: Rewards that are only asked about held-out prompts, by name.
+
+    Returns:
+        What every actor is told.
+    """
+    from rayjobs.runtime.rollout import RolloutSpec
+
+    return RolloutSpec(
+        pipeline=pipeline(options), device=device, threads=options.rollout_threads,
+        dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
+        allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
+        run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
+        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
+        resolution=options.resolution, vae=vae(options),
+    )  # fmt: skip
 
 
 class Training(threading.Thread):
@@ -212,7 +232,7 @@ class Training(threading.Thread):
         return LearnerSpec(
             options=options, pipeline=pipeline(options), deepspeed=resolve_deepspeed(config, options),
             device=self._plan.device, checkpoints=str(self._plan.folder.checkpoints.resolve()),
-            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator,
+            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator, vae=vae(options),
         )  # fmt: skip
 
 
@@ -227,6 +247,19 @@ def pipeline(options: JobOptions) -> str:
     """
     name = options.pretrained_model_name_or_path
     return EMBEDDED if name == EMBEDDED else located(name, options.revision)
+
+
+def vae(options: JobOptions) -> str | None:
+    """The VAE that takes the place of the pipeline's own, as every node knows it.
+
+    Args:
+        options: The run's options.
+
+    Returns:
+        A folder; `None` for the pipeline's own VAE.
+    """
+    name = options.pretrained_vae_model_name_or_path
+    return None if name is None else located(name)
 
 
 def located(name: str, revision: str | None = None) -> str:

@@ -42,6 +42,7 @@ class LearnerSpec:
         checkpoints: The run's checkpoint folder.
         resume: Checkpoint to start from; `None` for the pretrained model.
         coordinator: Handle of the coordinator.
+        vae: Folder of the VAE that takes the place of the pipeline's own; `None` for that one.
     """
 
     options: JobOptions
@@ -51,6 +52,7 @@ class LearnerSpec:
     checkpoints: str
     resume: str | None
     coordinator: Any
+    vae: str | None = None
 
 
 def train_loop(config: dict[str, Any]) -> None:

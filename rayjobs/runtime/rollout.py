@@ -44,6 +44,8 @@ class RolloutSpec:
         watched: Rewards that are only asked about held-out prompts, by name.
         training: What training makes of the model: adapters, compilation.
         tiny_vae: Folder of the VAE that decodes what rewards judge in training; `None` for the model's own.
+        resolution: Width and height of images in pixels; `None` for the model's own.
+        vae: Folder of the VAE that takes the place of the pipeline's own; `None` for that one.
     """
 
     pipeline: str
@@ -58,6 +60,8 @@ class RolloutSpec:
     watched: "dict[str, ScoreFn]" = field(default_factory=dict)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     tiny_vae: str | None = None
+    resolution: int | None = None
+    vae: str | None = None
 
 
 class RolloutActor:
@@ -84,7 +88,8 @@ class RolloutActor:
         torch.set_num_threads(spec.threads)
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         self._name, self._spec = name, spec
-        policy = load_policy(pipeline_folder(spec.pipeline), spec.device, getattr(torch, spec.dtype))
+        dtype = getattr(torch, spec.dtype)
+        policy = load_policy(pipeline_folder(spec.pipeline), spec.device, dtype, spec.resolution, spec.vae)
         assert isinstance(policy, LatentPolicy)
         prepare(policy, spec.training, learns=False)
         policy.denoiser.requires_grad_(False)

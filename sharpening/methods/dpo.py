@@ -12,7 +12,14 @@ from sharpening import losses
 from sharpening.data.source import Batch
 from sharpening.methods.base import Loss, Seeds
 from sharpening.methods.collecting import Stopwatch, stratified_places
-from sharpening.methods.states import StateExperience, check_images, group_noise, state_errors, training_timesteps
+from sharpening.methods.states import (
+    StateExperience,
+    check_images,
+    drop_prompts,
+    group_noise,
+    state_errors,
+    training_timesteps,
+)
 from sharpening.options.dpo import DPOOptions
 from sharpening.policies.base import Policy
 from sharpening.rewards.base import ScoreFn
@@ -64,11 +71,11 @@ class DiffusionDPO:
             ValueError: if prompts and slots differ in number, or the examples are no pairs.
         """  # noqa: DOC502
         del score
-        clock, repeats = Stopwatch(policy.device), self.options.timesteps_per_pair
+        options, clock, repeats = self.options, Stopwatch(policy.device), self.options.timesteps_per_pair
         spent = reference.nfe
         check_images(batch, seeds, count=2)
         with clock("encode"):
-            condition = policy.encode(batch.prompts)
+            condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
             x0 = policy.encode_images(batch.images.reshape(-1, *batch.images.shape[2:])).unflatten(0, (-1, 2))
             x0 = x0.repeat_interleave(repeats, dim=0)
             eps = group_noise(x0.shape[2:], seeds, repeats, x0.device)[:, None].expand_as(x0)

@@ -17,6 +17,7 @@ class DPOOptions(MethodOptions):
         beta: β, strength of the pull to the reference; errors are per-element means.
         timesteps_per_pair: K, timesteps at which one pair is noised in an update, stratified over all that the model
             was trained at.
+        proportion_empty_prompts: probability of a pair to be learned with the empty prompt.
         snr_gamma: γ of the weights ω_t = min(SNR, γ) / SNR of the errors (0: all weigh the same).
     """
 
@@ -25,6 +26,9 @@ class DPOOptions(MethodOptions):
     )
     timesteps_per_pair: int = described(
         4, "timesteps at which every pair is noised and learnt", "timesteps a pair", "K", ge=1
+    )
+    proportion_empty_prompts: float = described(
+        0.0, "probability of learning a pair without its prompt; 0 as published", "probability", ge=0, le=1
     )
     snr_gamma: float = described(
         1.0, "weighs timesteps by min(SNR, γ) / SNR in the loss; 0: equally, as published", "signal-to-noise ratio",

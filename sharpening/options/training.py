@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 
 class OptionError(ValueError):
@@ -47,7 +47,11 @@ def nonnegative(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-_SCHEDULERS = ("constant", "constant_with_warmup", "cosine", "linear")
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+CONSTANT = ("constant", "constant_with_warmup")
+"""Schedules that do not depend on where the run ends."""
+LAST_RATE = 1e-7
+"""Where "polynomial" ends, as in diffusers."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,11 @@ class TrainingOptions:
         train_batch_size: groups (prompt, timestep) of one forward and backward pass; gradients accumulate over an
             update's passes.
         learning_rate: AdamW's learning rate.
-        lr_scheduler: "constant", "constant_with_warmup", "linear" or "cosine" (both down to zero at the last update).
+        lr_scheduler: "constant", "constant_with_warmup", or down to zero after the last update: "linear", "cosine",
+            "cosine_with_restarts" and, to 1e-7, "polynomial".
         lr_warmup_steps: updates over which the learning rate rises to that value.
+        lr_num_cycles: half cosines of "cosine_with_restarts", each of which begins at the full rate.
+        lr_power: exponent of "polynomial".
         adam_beta1: decay of AdamW's first moment.
         adam_beta2: decay of AdamW's second moment.
         adam_weight_decay: AdamW's weight decay.
@@ -86,8 +93,10 @@ class TrainingOptions:
     inner_steps: int = 1
     train_batch_size: int = 32
     learning_rate: float = 6e-5
-    lr_scheduler: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "cosine"
+    lr_scheduler: Scheduler = "cosine"
     lr_warmup_steps: int = 0
+    lr_num_cycles: int = 1
+    lr_power: float = 1.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     adam_weight_decay: float = 0.0
@@ -116,11 +125,28 @@ class TrainingOptions:
             require(nonnegative(value) and value > 0, option, "must be a finite number; pass one above 0")
         for option in ("lr_warmup_steps", "adam_weight_decay"):
             require(nonnegative(getattr(self, option)), option, "must be a finite number; pass 0 or more")
-        require(self.lr_scheduler in _SCHEDULERS, "lr_scheduler", f"must be one of {', '.join(_SCHEDULERS)}")
+        self._check_schedule()
         for option in ("adam_beta1", "adam_beta2", "max_failed_share", "ema_decay"):
             value = getattr(self, option)
             require(nonnegative(value) and value < 1, option, "must lie in [0, 1)")
         self._check_adapters()
+
+    def _check_schedule(self) -> None:
+        """Refuse options of the learning rate's schedule that cannot work, or that would change nothing."""
+        known, chosen = get_args(Scheduler), self.lr_scheduler
+        require(chosen in known, "lr_scheduler", f"must be one of {', '.join(known)}")
+        require(self.lr_num_cycles >= 1, "lr_num_cycles", "is below 1; pass 1 or more")
+        require(nonnegative(self.lr_power) and self.lr_power > 0, "lr_power", "must be finite; pass one above 0")
+        for option, told, wanted in (
+            ("lr_num_cycles", self.lr_num_cycles != 1, "cosine_with_restarts"),
+            ("lr_power", self.lr_power != 1, "polynomial"),
+        ):
+            remedy = f"pass --lr_scheduler {wanted}, or leave it out"
+            require(chosen == wanted or not told, option, f"says nothing to '{chosen}'; {remedy}")
+        require(
+            chosen != "polynomial" or self.learning_rate > LAST_RATE, "learning_rate",
+            f"is {self.learning_rate:g}, and 'polynomial' ends at {LAST_RATE:g}; pass one above that",
+        )  # fmt: skip
 
     def _check_adapters(self) -> None:
         """Refuse options of adapters that cannot work, or that would change nothing."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sharpening.checks import ModelFolderError, check_pipeline_folder, read_json
+from sharpening.checks import ModelFolderError, check_pipeline_folder, check_weights, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,9 @@ FAMILIES = {
 
 ANY_SHAPE = ("sd", "sdxl")
 """Families whose denoisers take latents of any height and width."""
+
+PATCHES = {"sd": 1, "sdxl": 1, "sd3": 2, "flux": 2, "pixart": 2}
+"""Latent pixels on a side of what a family's denoiser handles as one."""
 
 
 def family_of(folder: str | Path) -> str:
@@ -84,8 +87,64 @@ def native_resolution(folder: str | Path) -> int | None:
         return None
 
 
+def resolution_steps(folder: str | Path) -> tuple[int, int | None] | None:
+    """Which resolutions a model can draw: all multiples of a number of pixels, for some models up to a limit.
+
+    Args:
+        folder: a pipeline folder of a known family.
+
+    Returns:
+        The number (the VAE's downsampling times the denoiser's patch), and the largest resolution: that of SD3's table
+        of positions, None for families that have no table. None altogether where the folder's JSON does not say.
+
+    Raises:
+        ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
+    """  # noqa: DOC502
+    folder, patch = Path(folder), PATCHES[family_of(folder)]
+    part = "unet" if (folder / "unet").is_dir() else "transformer"
+    try:
+        denoiser, vae = (read_json(folder / name / "config.json") for name in (part, "vae"))
+        step = patch * 2 ** (len(vae["block_out_channels"]) - 1)
+        positions = denoiser.get("pos_embed_max_size")
+        return step, None if positions is None else int(positions) * step
+    except (ModelFolderError, KeyError, TypeError, ValueError):
+        return None
+
+
+def check_vae(folder: str | Path, vae: str | Path) -> None:
+    """Check that a VAE's folder is whole and that its latents have the shape of a pipeline's own VAE's.
+
+    Args:
+        folder: a pipeline folder of a known family.
+        vae: a folder that `AutoencoderKL.save_pretrained` wrote.
+
+    Raises:
+        ModelFolderError: if the VAE is absent, incomplete, cut off, of another kind, or does not fit.
+    """
+    config, own = (read_json(place / "config.json") for place in (Path(vae), Path(folder) / "vae"))
+    kind = config.get("_class_name", "AutoencoderKL")
+    if kind != "AutoencoderKL":
+        raise ModelFolderError(f"{vae} holds a {kind}, no AutoencoderKL; pass a VAE that was made for this model")
+    check_weights(Path(vae))
+    found, wanted = _latents(config), _latents(own)
+    if found != wanted:
+        raise ModelFolderError(
+            f"{vae} has latents of {found[0]} channels at 1/{found[1]} of the pixels, but the model's have {wanted[0]} "
+            f"at 1/{wanted[1]}; pass a VAE that was made for this model"
+        )
+
+
+def _latents(config: dict[str, Any]) -> tuple[int, int]:
+    """Channels and downsampling of a VAE; where its configuration leaves them out, AutoencoderKL's defaults."""
+    return int(config.get("latent_channels", 4)), 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+
+
 def load_policy(
-    folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None, resolution: int | None = None
+    folder: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    resolution: int | None = None,
+    vae: str | Path | None = None,
 ) -> Policy:
     """Load a pipeline folder as a policy; the family is recognised by its `model_index.json`.
 
@@ -94,12 +153,16 @@ def load_policy(
         device: where the model goes.
         dtype: float type of the weights; None means float32.
         resolution: width and height of images in pixels; None means the model's own.
+        vae: folder of the VAE that the policy has instead of the pipeline's own; None means that one.
 
     Returns:
         The policy.
 
     Raises:
-        ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
+        ModelFolderError: if a folder is absent, incomplete or cut off, of an unknown family, or the VAE does not fit.
     """  # noqa: DOC502
     module = importlib.import_module(f"sharpening.policies.{family_of(folder)}")
-    return module.load(folder, device=device, dtype=dtype, resolution=resolution)
+    if vae is not None:
+        check_vae(folder, vae)
+        resolution = resolution or native_resolution(folder)  # FLUX's stands in the configuration of its own VAE
+    return module.load(folder, device=device, dtype=dtype, resolution=resolution, vae=vae)

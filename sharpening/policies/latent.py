@@ -82,6 +82,9 @@ class LatentPolicy(ScheduledPolicy):
         if self._pixels % unit:
             raise ValueError(f"{type(self).kind.__name__} draws no {self._pixels} pixels; pass a multiple of {unit}")
         side = self._pixels // pipeline.vae_scale_factor
+        positions = getattr(self.config, "pos_embed_max_size", None)  # SD3's table, of which the middle is used
+        if positions is not None and side > positions * self.patch:
+            raise ValueError(f"this model draws no {self._pixels} pixels; pass at most {positions * unit}")
         self.latent_shape: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
         self.schedule = self.make_schedule()
         self.device: torch.device = next(self.denoiser.parameters()).device
@@ -97,6 +100,7 @@ class LatentPolicy(ScheduledPolicy):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         resolution: int | None = None,
+        vae: str | Path | None = None,
     ) -> Self:
         """Load a pipeline folder.
 
@@ -105,6 +109,7 @@ class LatentPolicy(ScheduledPolicy):
             device: where the model goes.
             dtype: float type of the weights; None means float32.
             resolution: width and height of images in pixels; None means the model's own.
+            vae: folder of the VAE that the policy has instead of the pipeline's own; None means that one.
 
         Returns:
             The policy.
@@ -112,7 +117,7 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ModelFolderError: if the weights cannot be loaded.
         """  # noqa: DOC502
-        return cls(load_pipeline(cls.kind, folder, device, dtype, **cls.loading), resolution)
+        return cls(load_pipeline(cls.kind, folder, device, dtype, vae, **cls.loading), resolution)
 
     @property
     def config(self) -> Any:

@@ -5,24 +5,31 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
+from diffusers import AutoencoderKL
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.engine import apply_gradients, build_engine, load_state, save_state, whole_weights
+from rayjobs.runtime.evaluation import EvaluationTask
+from rayjobs.runtime.experience import RolloutTask
+from rayjobs.runtime.launch import rollout_spec
 from rayjobs.runtime.learner import LearnerSpec
-from sharpening.data.source import Batch
+from rayjobs.runtime.rollout import RolloutActor
+from sharpening.data.source import Batch, PromptSource
 from sharpening.loop import learn
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.options import TrainingOptions
 from sharpening.policies import load_policy
 from sharpening.prepare import prepare
+from sharpening.shapes.benchmark import BenchmarkPrompt
 from sharpening.updates import micro_batches
 
 
@@ -182,6 +189,36 @@ def test_bf16_learns_about_the_same_from_float32_master_weights(
     assert {value.dtype for value in masters} == {torch.float32}
     # Steps of 1e-3 are below bf16's resolution of weights near 1; what is kept in float32 is finer.
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters)
+
+
+def test_another_resolution_and_vae_are_those_of_learner_actors_held_out_images_and_the_saved_pipeline(
+    pipeline_folder: Path, brightness: Any, tmp_path: Path
+) -> None:
+    vae = AutoencoderKL.from_pretrained(pipeline_folder / "vae")
+    vae.register_to_config(scaling_factor=0.25)
+    vae.save_pretrained(tmp_path / "vae")
+    chosen = options(
+        resolution=96, pretrained_model_name_or_path=str(pipeline_folder),
+        pretrained_vae_model_name_or_path=str(tmp_path / "vae"),
+    )  # fmt: skip
+    actor = RolloutActor("actor", rollout_spec(chosen, "cpu", brightness, {}))
+    actor._source = PromptSource(["a red circle", "a blue cross", "a green square", "a red cross"])
+    experience, _ = actor.rollout(RolloutTask(0, 0, 0, (0, 1, 2, 3), (0, 1, 2, 3)), 0, None, [])
+    assert experience is not None
+    assert experience.x_t.shape[-3:] == (8, 12, 12)
+    assert experience.condition.time_ids.tolist() == [[96, 96, 0, 0, 96, 96]] * 4
+    prompt = BenchmarkPrompt("a red circle", "colour", ())
+    part = actor.evaluate(EvaluationTask((0,), (prompt,), 1.0, 2, False, frozenset({0})), 0, None)
+    assert part.images[0].shape == (96, 96, 3)
+    assert {model.vae.config.scaling_factor for model in (actor._policy, actor._judged, actor._reference)} == {0.25}
+    actor.save(str(tmp_path / "saved"), 0, None)
+    assert AutoencoderKL.from_pretrained(tmp_path / "saved" / "vae").config.scaling_factor == 0.25
+    told = replace(spec(pipeline_folder, 1, resolution=96), vae=str(tmp_path / "vae"))
+    module, engine = build_engine(told)
+    assert module.policy.vae.config.scaling_factor == 0.25
+    assert module.policy.latent_shape == (8, 12, 12)
+    losses, _ = step(module, engine, experience)
+    assert losses == pytest.approx([math.log(2)] * 2, abs=1e-5)
 
 
 def test_nothing_was_compiled(one_rank: Path) -> None:

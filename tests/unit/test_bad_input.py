@@ -99,6 +99,7 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
     assert Path(options.deepspeed_config).name == "deepspeed_cpu.json"
     assert options.guidance_scale in options.eval_guidance_scales
     assert not (tmp_path / "run").exists()
+    assert validate(parse([*good, "--resolution", "128"])).resolution == 128
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,12 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
         ("--learning_rate 0", "learning_rate", "greater than 0"),
         ("--lr_scheduler cosine --lr_warmup_steps 9 --max_train_steps 9", "lr_warmup_steps", "leave none of 9"),
         ("--lr_scheduler constant --lr_warmup_steps 2", "lr_warmup_steps", "constant_with_warmup"),
+        ("--lr_scheduler polynomial --lr_warmup_steps 9 --max_train_steps 9", "lr_warmup_steps", "leave none of 9"),
+        ("--lr_num_cycles 2", "lr_num_cycles", "says nothing to 'cosine'; pass --lr_scheduler cosine_with_restarts"),
         ("--eval_guidance_scales 1 x", "eval_guidance_scales", "not a number"),
         ("--eval_guidance_scales 1 nan", "eval_guidance_scales", "finite"),
         ("--max_failed_share 1", "max_failed_share", "less than 1"),
-        ("--resolution 128", "resolution", "the model draws 64 pixels"),
+        ("--resolution 100", "resolution", "is 100, but the model draws multiples of 8 pixels; pass 96"),
         ("stray", "help", "unexpected argument 'stray'"),
     ],
 )
@@ -361,6 +364,8 @@ def test_resume_with_another_configuration_names_the_option(error, good, tmp_pat
     linear = config | {"lr_scheduler": "linear"}
     (run / "config.json").write_text(json.dumps(linear))
     assert error(*resume, "--lr_scheduler", "linear", "--max_train_steps", "999")[0] == "max_train_steps"
+    (run / "config.json").write_text(json.dumps(config | {"lr_scheduler": "cosine_with_restarts"}))
+    assert error(*resume, "--lr_scheduler", "cosine_with_restarts", "--lr_num_cycles", "2")[0] == "lr_num_cycles"
     (run / "config.json").write_text("{")
     assert error(*resume)[0] == "resume_from_checkpoint"
 
@@ -414,6 +419,10 @@ def test_guidance_of_a_model_that_knows_none_is_refused(error, good, schnell):
     unguided = [*model, "--eval_guidance_scales", "1"]
     assert error(*unguided, "--loss_guidance_scale", 2)[0] == "loss_guidance_scale"
     assert validate(parse([*good, *map(str, unguided)])).resolution == 32  # by the VAE, as its transformer does not say
+    assert "multiples of 4 pixels; pass 12" in error(*unguided, "--resolution", 14)[1]
+    config = {"guidance_embeds": False, "pos_embed_max_size": 16}
+    (schnell / "transformer" / "config.json").write_text(json.dumps(config))
+    assert "multiples of 4 pixels up to 64; pass 64" in error(*unguided, "--resolution", 96)[1]
 
 
 def test_a_model_of_an_unknown_family_is_told_which_there_are(error, models, tmp_path):

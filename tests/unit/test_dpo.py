@@ -13,7 +13,7 @@ from sharpening.methods.dpo import DiffusionDPO
 from sharpening.methods.states import state_errors
 from sharpening.options import OptionError
 from sharpening.options.dpo import DPOOptions
-from sharpening.seeds import noise
+from sharpening.seeds import generator, noise
 
 PROMPTS = ["a red circle", "two squares", "a cross", "a triangle, 3"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 2, 64, 64, 3), dtype=np.uint8)
@@ -102,6 +102,26 @@ def test_reference_errors_and_account(policy):
             assert experience.reference_error[g, member, 0].item() == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
         assert (state_errors(policy, experience) - experience.reference_error).abs().max() > 1e-3
+
+
+def test_a_pair_without_its_prompt_is_one_for_the_reference_too(policy):
+    """Which pairs lose their prompts is a function of the seed alone; nothing else of them changes."""
+    chance = [generator(11, "empty prompt", 5, slot).random() for slot in range(4)]
+    proportion = sorted(chance)[1] + 1e-9  # two of the four
+    given, found = collect(policy), collect(policy, replace(OPTIONS, proportion_empty_prompts=proportion))
+    empty = policy.uncondition(1)
+    for b in range(4):
+        expected = empty if chance[b] < proportion else given.condition.index([b])
+        assert torch.equal(found.condition.prompt_embeds[b], expected.prompt_embeds[0])
+        assert torch.equal(found.condition.pooled[b], expected.pooled[0])
+    assert torch.equal(found.x_t, given.x_t)
+    assert found.prompts == PROMPTS
+    for g in range(0, 12, 3):
+        expected = unet_error(policy, found, g, 0)
+        assert found.reference_error[g, 0, 0].item() == pytest.approx(expected, rel=1e-4)
+        dropped = chance[g // 3] < proportion
+        same = torch.allclose(found.reference_error[g], given.reference_error[g], rtol=1e-5, atol=0)
+        assert same != dropped
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])

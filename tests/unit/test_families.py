@@ -14,7 +14,7 @@ from sharpening.checks import ModelFolderError
 from sharpening.data.source import Batch
 from sharpening.methods import load_method
 from sharpening.methods.base import Seeds
-from sharpening.policies import FAMILIES, family_of, guidance_of, load_policy, native_resolution
+from sharpening.policies import FAMILIES, family_of, guidance_of, load_policy, native_resolution, resolution_steps
 from sharpening.policies.base import Prediction
 from sharpening.policies.flux import pack, unpack
 from sharpening.sampling import sample
@@ -342,7 +342,60 @@ def test_another_resolution(folders):
         assert images.shape == (1, 12, 12, 3)
     with pytest.raises(ValueError, match="multiple of 4"):
         load_policy(folders["flux-dev"], resolution=10)
+    with pytest.raises(ValueError, match=f"pass at most {4 * SIDE}"):
+        load_policy(folders["sd3"], resolution=4 * SIDE + 4)
     assert load_policy(folders["sdxl"], resolution=12).encode([""]).time_ids.tolist() == [[12, 12, 0, 0, 12, 12]]
+
+
+def test_resolutions_that_a_folder_says_are_those_that_its_policy_takes(folders, policy, name):
+    step, largest = resolution_steps(folders[name])
+    assert step == policy.patch * policy.pipeline().vae_scale_factor
+    assert largest == (4 * SIDE if name == "sd3" else None)
+
+
+def test_another_vae_takes_the_place_of_the_pipelines_own(folders, tmp_path):
+    """Decoding and encoding are that VAE's, by diffusers alone; it is saved with the pipeline."""
+    torch.manual_seed(7)
+    other = tiny_pipelines.vae(scaling_factor=0.5).eval()
+    other.save_pretrained(tmp_path / "vae")
+    own, policy = (load_policy(folders["sdxl"], vae=vae) for vae in (None, tmp_path / "vae"))
+    latents, images = draw(2), np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        decoded = (other.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        encoded = other.encode(pixels).latent_dist.mean * 0.5
+    assert torch.allclose(policy.pixels(latents), decoded, atol=1e-6)
+    assert not torch.allclose(own.pixels(latents), decoded, atol=1e-2)
+    assert torch.allclose(policy.encode_images(images), encoded, atol=1e-6)
+    policy.save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved").vae
+    assert again.config.scaling_factor == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), other.state_dict().values(), strict=True))
+    flux = load_policy(folders["flux-dev"], vae=tmp_path / "vae")
+    assert flux.latent_shape == SHAPE
+    assert load_policy(folders["sdxl"], dtype=torch.bfloat16, vae=tmp_path / "vae").vae.dtype == torch.bfloat16
+
+
+def test_a_vae_that_does_not_fit_is_refused(folders, tmp_path):
+    wide = {"latent_channels": 2 * CHANNELS, "block_out_channels": [8, 16]}
+    for config, says in [
+        (
+            wide,
+            f"latents of {2 * CHANNELS} channels at 1/2 of the pixels, but the model's have {CHANNELS} at 1/2; pass",
+        ),
+        (wide | {"latent_channels": CHANNELS, "block_out_channels": [8, 16, 16]}, "at 1/4 of the pixels"),
+        (wide | {"_class_name": "AutoencoderTiny"}, "holds a AutoencoderTiny, no AutoencoderKL"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(
+            (folders["sdxl"] / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+        )
+        with pytest.raises(ModelFolderError) as error:
+            load_policy(folders["sdxl"], vae=tmp_path)
+        assert says in str(error.value)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelFolderError, match="has no weights"):
+        load_policy(folders["sdxl"], vae=tmp_path)
 
 
 def test_consistency_models_are_refused(folders):

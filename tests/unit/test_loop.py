@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 
 from sharpening.data.source import Batch, PromptSource
 from sharpening.learning_rate import learning_rate_at
 from sharpening.loop import learn, train_in_process
 from sharpening.methods.base import Experience, Seeds
 from sharpening.methods.rlhf import RLHFSharpening
-from sharpening.options import SharpeningOptions, TrainingOptions
+from sharpening.options import OptionError, SharpeningOptions, TrainingOptions
 from sharpening.rewards.base import RewardUnavailable, Scores
 from sharpening.slots import TooManyFailures, check_failures, refill_slots, slots_of_update, tasks
 from sharpening.updates import (
@@ -60,6 +61,46 @@ def test_slots_and_tasks():
 def test_learning_rates(scheduler, warmup, expected):
     options = TrainingOptions(updates=4, learning_rate=1.0, lr_scheduler=scheduler, lr_warmup_steps=warmup)
     assert [learning_rate_at(update, options) for update in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("linear", {}), ("cosine", {}), ("cosine_with_restarts", {}), ("cosine_with_restarts", {"num_cycles": 3}),
+        ("polynomial", {}), ("polynomial", {"power": 2.0}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_are_those_of_diffusers(scheduler, told, warmup):
+    """After the warm-up, in which ours is one update ahead: diffusers' first update learns nothing."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs = get_scheduler(scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=20, **told)
+    ours = TrainingOptions(
+        updates=20, learning_rate=1e-3, lr_scheduler=scheduler, lr_warmup_steps=warmup,
+        **{f"lr_{name}": value for name, value in told.items()},
+    )  # fmt: skip
+    for update in range(20):
+        if update >= warmup:
+            assert learning_rate_at(update, ours) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("told", "option"),
+    [
+        ({"lr_scheduler": "step"}, "lr_scheduler"),
+        ({"lr_num_cycles": 2}, "lr_num_cycles"),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 0}, "lr_num_cycles"),
+        ({"lr_power": 2.0}, "lr_power"),
+        ({"lr_scheduler": "polynomial", "lr_power": 0.0}, "lr_power"),
+        ({"lr_scheduler": "polynomial", "learning_rate": 1e-8}, "learning_rate"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(told, option):
+    with pytest.raises(OptionError) as caught:
+        TrainingOptions(**told)
+    assert caught.value.option == option
 
 
 def test_metrics_are_weighted_means():

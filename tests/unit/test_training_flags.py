@@ -61,6 +61,18 @@ def test_another_model_is_no_tiny_vae(error, models, tiny):
     assert error("--pretrained_tiny_vae_path", tiny)[0] == "pretrained_tiny_vae_path"
 
 
+def test_a_vae_in_place_of_the_pipelines_own_has_its_latents(good, error, models, tiny):
+    name = "--pretrained_vae_model_name_or_path"
+    vae = str(models / "pipeline" / "vae")
+    assert validate(parse([*good, name, vae])).pretrained_vae_model_name_or_path == vae
+    assert "there is no folder absent" in error(name, "absent")[1]
+    assert "no AutoencoderKL" in error(name, tiny)[1]
+    (tiny / "config.json").write_text(json.dumps({"latent_channels": 16, "block_out_channels": [1, 2, 3, 4]}))
+    option, reason = error(name, tiny)
+    assert option == name[2:]
+    assert "16 channels at 1/8 of the pixels, but the model's have 4 at 1/8; pass a VAE that was made" in reason
+
+
 @pytest.mark.parametrize("method", ["ddpo", "d3po"])
 def test_probabilities_of_steps_are_not_compared_in_bf16(method):
     options = options_class(method)(mixed_precision="bf16")
