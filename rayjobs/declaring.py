@@ -1,10 +1,13 @@
 """How an option of a job is declared: a pydantic field with all that its help and its checks need."""
 
+import re
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 EMBEDDED = "embedded"
+SECRET_URL = re.compile(r"://[^/\s@]*:[^/\s@]*@|[?&](api_?key|key|token|secret|password)=", re.IGNORECASE)
+"""An address that carries a password or a key."""
 
 
 def option(
@@ -45,6 +48,16 @@ class Options(BaseModel):
 
     groups: ClassVar[dict[str, str]] = {}
     about: ClassVar[str] = ""
+
+    @field_validator("*")
+    @classmethod
+    def _no_secret(cls, value: Any) -> Any:
+        """Refuse an address with a password: options are written to the run's folder, and to trackers."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and SECRET_URL.search(text):
+                raise ValueError("holds a password or key, which the run's config.json would keep; "
+                                 "pass it in the environment")  # fmt: skip
+        return value
 
     @classmethod
     def metadata(cls, name: str) -> dict[str, Any]:

@@ -26,6 +26,12 @@ AUTOMATIC: dict[Key, tuple[str, ...]] = {
     (): ("steps_per_print", "wall_clock_breakdown"),
 }  # fmt: skip
 """Settings that configurations written for accelerate leave "auto", and no flag of ours decides."""
+SCHEDULERS = {
+    "WarmupLR": ("constant_with_warmup", "constant"),
+    "WarmupDecayLR": ("linear",),
+    "WarmupCosineLR": ("cosine",),
+}
+"""DeepSpeed's schedules, and the values of --lr_scheduler that have their shape, the usual one first."""
 
 
 def default_config_path(device: str) -> str:
@@ -121,14 +127,16 @@ def check_deepspeed(config: dict[str, Any], options: JobOptions) -> None:
     Raises:
         OptionError: If a setting contradicts its flag, or the ZeRO stage or the optimizer is not one we run.
     """
-    for section in ("optimizer", "bf16", "fp16", "zero_optimization"):
+    for section in ("optimizer", "scheduler", "bf16", "fp16", "zero_optimization"):
         if not isinstance(config.get(section, {}), dict):
             raise OptionError(NAME, f"{section} is no JSON object", "start from one of the files in cluster/")
     stage = _get(config, ("zero_optimization", "stage"))
     if stage is not None and (isinstance(stage, bool) or stage not in (0, 1, 2, 3)):
         raise OptionError(NAME, f"zero_optimization.stage is {stage!r}", "use 0, 1, 2 or 3")
-    if config.get("scheduler") is not None:
-        raise OptionError(NAME, "it has a scheduler, which --lr_scheduler decides", "remove 'scheduler' from the JSON")
+    offload = _get(config, ("zero_optimization", "offload_param", "device"))
+    if stage != 3 and offload not in (None, AUTO, "none"):
+        raise OptionError(NAME, "offload_param is of ZeRO 3 alone", "use stage 3, or remove it from the JSON")
+    _check_scheduler(config.get("scheduler") or {}, options)
     kind = _get(config, ("optimizer", "type"))
     if kind is not None and str(kind).lower() not in ("adam", "adamw"):
         raise OptionError(NAME, f"optimizer.type is {kind!r}, but the --adam_* flags say AdamW", "use 'AdamW'")
@@ -141,6 +149,26 @@ def check_deepspeed(config: dict[str, Any], options: JobOptions) -> None:
             f"{'.'.join(key)} is {json.dumps(found)}, but {flags} says {json.dumps(wanted)}",
             "write \"auto\" in the JSON or change the flag",
         )  # fmt: skip
+
+
+def _check_scheduler(scheduler: dict[str, Any], options: JobOptions) -> None:
+    """Refuse a schedule that says anything but what the flags say: the learner sets every update's rate by them."""
+    kind = str(scheduler.get("type", AUTO))
+    if kind != AUTO and options.lr_scheduler not in SCHEDULERS.get(kind, ()):
+        fix = f"pass --lr_scheduler {SCHEDULERS[kind][0]}, or " if kind in SCHEDULERS else ""
+        raise OptionError(
+            NAME, f"scheduler.type is {json.dumps(kind)}, but --lr_scheduler says {json.dumps(options.lr_scheduler)}",
+            f"{fix}remove 'scheduler' from the JSON",
+        )  # fmt: skip
+    params = scheduler.get("params") or AUTO
+    for name, value in params.items() if isinstance(params, dict) else [("params", params)]:
+        if value != AUTO:
+            raise OptionError(
+                NAME,
+                f"{name} of the scheduler is {json.dumps(value)}, but --learning_rate, --lr_warmup_steps and "
+                "--max_train_steps decide the schedule",
+                "write \"auto\" in the JSON",
+            )  # fmt: skip
 
 
 def resolve_deepspeed(config: dict[str, Any], options: JobOptions) -> dict[str, Any]:
@@ -159,6 +187,7 @@ def resolve_deepspeed(config: dict[str, Any], options: JobOptions) -> dict[str, 
     check_deepspeed(config, options)
     resolved = copy.deepcopy(config)
     _leave_to_deepspeed(resolved)
+    resolved.pop("scheduler", None)  # the learner sets the rate of every update itself
     optimizer = resolved.setdefault("optimizer", {})
     optimizer.setdefault("type", "AdamW")
     optimizer.setdefault("params", {}).setdefault("torch_adam", True)  # the fused one needs a C++ compiler

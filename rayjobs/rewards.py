@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from rayjobs.command_line import read_config
-from rayjobs.declaring import EMBEDDED
+from rayjobs.declaring import EMBEDDED, SECRET_URL
 from rayjobs.errors import OptionError
 from rayjobs.reward_options import RewardOptions
 from sharpening.rewards.base import ScoreFn
@@ -22,7 +22,6 @@ CONFIG = "reward_config"
 RESERVED = ("model", "checkpoint", "device", "batch_size")  # arguments that every scorer is given
 PAIR = re.compile(r"[\w.:-]+=")  # a path with an equals sign begins with ./ or /
 SECRET_NAME = re.compile(r"(^|[_-])(api_?key|key|token|secret|password|passphrase|authorization|credentials?)$", re.I)
-SECRET_URL = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
 class RewardSettings(BaseModel):

@@ -3,8 +3,10 @@
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayjobs.options import EMBEDDED, PLACES, JobOptions
 from rayjobs.runtime.state import last_line
@@ -13,7 +15,11 @@ from rayjobs.tracking.secrets import scrub
 from sharpening.evaluation.model_card import ADAPTERS, Card, write_card
 from sharpening.evaluation.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 GRIDS = ("samples_compared.png", "samples_after.png")
+NOT_FOUND = 404
 CONFIG = "training_config.json"  # in the pipeline's folder; `config.json` there would be a model's
 
 
@@ -111,7 +117,27 @@ def push(pipeline: Path, name: str) -> str:
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
     repo = api.create_repo(name, repo_type="model", exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id, folder_path=pipeline, repo_type="model", commit_message="Sharpened pipeline"
-    )  # fmt: skip
+    with _storage_that_is_offered(api, repo.repo_id):
+        api.upload_folder(
+            repo_id=repo.repo_id, folder_path=pipeline, repo_type="model", commit_message="Sharpened pipeline"
+        )  # fmt: skip
     return str(repo)
+
+
+@contextmanager
+def _storage_that_is_offered(api: "HfApi", repo_id: str) -> Iterator[None]:
+    """Have large files uploaded through Git LFS while a block runs, if the hub has no Xet storage.
+
+    huggingface_hub takes Xet wherever its package is installed; a hub of one's own (`HF_ENDPOINT`) may have none.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    before = constants.HF_HUB_DISABLE_XET
+    address = f"{api.endpoint}/api/models/{repo_id}/xet-write-token/main"
+    answer = get_session().get(address, headers=build_hf_headers(token=api.token))
+    constants.HF_HUB_DISABLE_XET = before or answer.status_code == NOT_FOUND
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before

@@ -12,7 +12,9 @@ GROUPS = {
 }
 SWEPT = ("branches", "temperature", "branch_steps", "beta", "reward_scale", "learning_rate")
 """Options of the job that a sweep can vary."""
-QUICK: dict[str, Any] = {"branches": ("2", "3"), "temperature": ("0", "4")}
+QUICK: dict[str, Any] = {
+    "branches": ("2", "3"), "temperature": ("0", "4"), "num_samples": 4, "grace_updates": 2,
+}  # fmt: skip
 QUICK_JOB = (
     "--max_train_steps", "4", "--prompts_per_update", "8", "--rollout_batch_size", "4", "--checkpointing_steps", "2",
     "--validation_steps", "2", "--validation_prompts", "12", "--eval_prompts", "24", "--eval_guidance_scales", "1",

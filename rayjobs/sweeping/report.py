@@ -112,10 +112,11 @@ def ranked(runs: Sequence[RunResult]) -> list[PointResult]:
         runs: the runs.
 
     Returns:
-        The points, the one with the highest mean gain first, those without a finished run last.
+        The points, the one with the highest mean gain first, those without a finished run last. A run that several
+        trials asked for counts once.
     """
     by_point: dict[str, list[RunResult]] = {}
-    for run in runs:
+    for run in {run.folder: run for run in runs}.values():
         by_point.setdefault(label(run.point), []).append(run)
     found = []
     for own in by_point.values():

@@ -70,6 +70,7 @@ class Space:
 
     def __init__(self, options: SweepOptions, job: JobOptions) -> None:
         self._job = job
+        _check_scheduler(options, job)
         self.search, self.num_samples, self.seeds = options.search, options.num_samples, options.seeds
         given = {name: getattr(options, name) for name in SWEPT}
         self.values: dict[str, Values] = {name: self._read(name, texts) for name, texts in given.items() if texts}
@@ -85,7 +86,11 @@ class Space:
             combinations = itertools.product(*(self._listed(name) for name in self.values))
             return [dict(zip(self.values, values, strict=True)) for values in combinations]
         rng = random.Random(self.seeds[0])
-        return [{name: _draw(values, rng) for name, values in self.values.items()} for _ in range(self.num_samples)]
+        found: dict[str, Point] = {}  # each point once: a run that is made twice says nothing new
+        while len(found) < self.num_samples:
+            point = {name: _draw(values, rng) for name, values in self.values.items()}
+            found.setdefault(label(point), point)
+        return list(found.values())
 
     def job(self, point: Mapping[str, float], seed: int) -> JobOptions:
         """The job's options at a point.
@@ -142,6 +147,12 @@ class Space:
                 "'optuna' goes by one number a point",
                 "pass one seed, then a grid of the best points with more",
             )
+        size = math.prod(_size(values) for values in self.values.values())
+        if self.search != "grid" and self.num_samples > size:
+            raise OptionError(
+                "num_samples", f"is {self.num_samples}, but the space has only {size} point{'s' if size > 1 else ''}",
+                f"pass at most {size}, or --search grid",
+            )  # fmt: skip
         for name in self.values:
             if len(set(self._listed(name))) < len(self._listed(name)):
                 raise OptionError(name, "a value stands there twice", "name it once")
@@ -149,6 +160,23 @@ class Space:
                 self.job({name: value}, self.seeds[0])
         for point in self.points():
             self.job(point, self.seeds[0])
+
+
+def _check_scheduler(options: SweepOptions, job: JobOptions) -> None:
+    """Refuse an early end that could never come, or would come before anything is known."""
+    if options.scheduler != "asha":
+        return
+    if options.grace_updates > job.max_train_steps:
+        raise OptionError(
+            "grace_updates", f"is {options.grace_updates}, but a run has only {job.max_train_steps} updates",
+            f"pass at most {job.max_train_steps}",
+        )  # fmt: skip
+    if not 0 < job.validation_steps < job.max_train_steps:
+        raise OptionError(
+            "validation_steps",
+            f"is {job.validation_steps}, so that 'asha' never sees how a run of {job.max_train_steps} updates goes on",
+            f"pass 1 to {job.max_train_steps - 1}, or --scheduler none",
+        )
 
 
 def check_job(job: JobOptions) -> JobOptions:
@@ -195,6 +223,13 @@ def run_name(point: Mapping[str, float], seed: int) -> str:
         Such as `branches-3_temperature-4_seed-0`; equal points have equal names.
     """
     return "_".join([*(f"{name}-{value:.6g}" for name, value in point.items()), f"seed-{seed}"])
+
+
+def _size(values: Values) -> float:
+    """How many values there are to draw."""
+    if isinstance(values, Range):
+        return values.high - values.low + 1 if values.whole else math.inf
+    return len(values)
 
 
 def _draw(values: Values, rng: random.Random) -> float:

@@ -50,6 +50,7 @@ def trial(config: Mapping[str, Any], spec: TrialSpec) -> None:
         config: `point`, the values that are varied by name (or those values themselves), and `seed`.
         spec: what all trials share.
     """
+    from filelock import FileLock
     from ray import tune
 
     from rayjobs.runtime.driver import run
@@ -57,9 +58,17 @@ def trial(config: Mapping[str, Any], spec: TrialSpec) -> None:
     os.chdir(spec.working)
     point, seed = of_config(config)
     folder = Path(spec.folder) / run_name(point, seed)
-    if not (folder / SUMMARY).exists():
-        options = settle(spec.space.job(point, seed), folder, spec.served)
-        run(options, spec.reserved, lambda update, reward: tune.report({METRIC: reward, TIME: update}))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Optuna may ask for a point twice: the second trial of it waits for the first one, and tells the same.
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / SUMMARY).exists():
+            options = settle(spec.space.job(point, seed), folder, spec.served)
+
+            def tell(update: int, reward: float) -> None:
+                if update < options.max_train_steps:  # or ASHA would end a run that is done before it says so
+                    tune.report({METRIC: reward, TIME: update})
+
+            run(options, spec.reserved, tell)
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     tune.report({METRIC: summary["metrics"]["reward"]["after"]["mean"], TIME: summary["updates"]})
 

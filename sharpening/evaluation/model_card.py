@@ -175,16 +175,23 @@ def body(folder: RunFolder, card: Card, summary: dict[str, Any], lora: str | Non
 
 
 def _usage(card: Card, lora: str | None) -> str:
-    """How to load the model with diffusers alone."""
+    """How to load the model with diffusers, and adapters that diffusers cannot load with peft."""
     lines = [
         "from diffusers import DiffusionPipeline",
         "",
         f'pipeline = DiffusionPipeline.from_pretrained("{card.name}")',
     ]
+    alone = (
+        "",
+        "# or the adapters alone, on the base model",
+        f'pipeline = DiffusionPipeline.from_pretrained("{card.base or "base"}")',
+    )
     if lora == ADAPTERS[0]:
-        lines += ["", "# or the adapters alone, on the base model"]
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{card.base or "base"}")']
-        lines += [f'pipeline.load_lora_weights("{card.name}", weight_name="{lora}")']
+        lines += [*alone, f'pipeline.load_lora_weights("{card.name}", weight_name="{lora}")']
+    elif lora:
+        lines += [*alone, f'adapted = PeftModel.from_pretrained(pipeline.transformer, "{card.name}")']
+        lines += ["pipeline.transformer = adapted.get_base_model()"]
+        lines.insert(1, "from peft import PeftModel")
     code = "\n".join([*lines, "", 'image = pipeline("a red circle").images[0]'])
     return f"```python\n{code}\n```"
 

@@ -25,6 +25,27 @@ from sharpening.seeds import generator, noise
 
 
 @dataclass
+class _Drawn:
+    """A task's images, still to be judged.
+
+    Attributes:
+        policy: the present model.
+        condition: the encoded prompts.
+        prompts: the prompts.
+        initial: the noise that each image was drawn from `[P, n, C, H, W]`.
+        x0: its clean latents, the same shape.
+        seeds: counters of all random numbers.
+    """
+
+    policy: Policy
+    condition: Condition
+    prompts: Sequence[str]
+    initial: Float[Tensor, "prompt branch channel height width"]
+    x0: Float[Tensor, "prompt branch channel height width"]
+    seeds: Seeds
+
+
+@dataclass
 class _Judged:
     """Branches of P·K starts, and which two of each are learnt from.
 
@@ -88,7 +109,7 @@ class RLHFSharpening:
             with precision(options, policy.device):
                 initial, x0 = self._generate(policy, condition, seeds)
         judge = self._by_image if options.selection == "image" else self._by_path
-        judged = judge(policy, condition, initial, x0, score, batch.prompts, seeds, clock)
+        judged = judge(_Drawn(policy, condition, batch.prompts, initial, x0, seeds), score, clock)
         experience = self._experience(policy, condition, judged, batch.prompts, seeds)
         with clock("reference"):
             experience.reference_error = pair_errors(reference, experience, options.guidance_of_loss).cpu()
@@ -153,15 +174,12 @@ class RLHFSharpening:
         repeats = options.branches // latents
         return tuple(x.unflatten(0, shape).repeat_interleave(repeats, dim=1) for x in (initial, x0))
 
-    def _by_path(
-        self, policy: Policy, condition: Condition, initial: Tensor, x0: Tensor, score: ScoreFn,
-        prompts: Sequence[str], seeds: Seeds, clock: Stopwatch,
-    ) -> _Judged:  # fmt: skip
+    def _by_path(self, drawn: _Drawn, score: ScoreFn, clock: Stopwatch) -> _Judged:
         """Branch every image at K timesteps, and pick by the rewards of all states (Eq. 8)."""
-        options, repeats = self.options, self.options.timesteps_per_rollout
+        options, policy, prompts = self.options, drawn.policy, drawn.prompts
+        repeats = options.timesteps_per_rollout
         with clock("branch"), precision(options, policy.device):
-            eps = self._branch_noise(policy, initial, seeds)
-            trajectories = self._branch(policy, condition, x0, eps, seeds)
+            trajectories = self._branch(drawn, drawn.x0, self._branch_noise(drawn))
         with clock("decode"), precision(options, policy.device):
             exists = trajectories.mask[:, None, :].expand(trajectories.x_t.shape[:3])
             images = policy.decode(trajectories.x0[exists])
@@ -172,53 +190,47 @@ class RLHFSharpening:
         path_reward = path_rewards(rewards, trajectories.mask.cpu())
         if options.selection == "prompt":  # over all K timesteps: the K short paths are pieces of one
             path_reward = path_reward.unflatten(0, (len(prompts), repeats)).mean(1).repeat_interleave(repeats, dim=0)
-        pair = self._pick(path_reward, seeds)
-        return _Judged(trajectories, x0, pair, path_reward, pair, failed, len(images))
+        pair = self._pick(path_reward, drawn.seeds)
+        return _Judged(trajectories, drawn.x0, pair, path_reward, pair, failed, len(images))
 
-    def _by_image(
-        self, policy: Policy, condition: Condition, initial: Tensor, x0: Tensor, score: ScoreFn,
-        prompts: Sequence[str], seeds: Seeds, clock: Stopwatch,
-    ) -> _Judged:  # fmt: skip
+    def _by_image(self, drawn: _Drawn, score: ScoreFn, clock: Stopwatch) -> _Judged:
         """Pick by the rewards of the images themselves, and branch the two that are picked."""
-        options, repeats = self.options, self.options.timesteps_per_rollout
+        options, policy, prompts = self.options, drawn.policy, drawn.prompts
+        repeats = options.timesteps_per_rollout
         with clock("decode"), precision(options, policy.device):
-            images = policy.decode(x0.flatten(0, 1))
+            images = policy.decode(drawn.x0.flatten(0, 1))
         with clock("reward"):
             owner = torch.arange(len(prompts)).repeat_interleave(options.branches)
             values, failed = score_images(score, images, prompts, owner)
         path_reward = values.unflatten(0, (len(prompts), options.branches)).repeat_interleave(repeats, dim=0)
-        pair = self._pick(path_reward, seeds)
+        pair = self._pick(path_reward, drawn.seeds)
         with clock("branch"), precision(options, policy.device):
             rows, two = torch.arange(len(prompts))[:, None], pair[::repeats]
-            rows, two = rows.to(x0.device), two.to(x0.device)
-            x0 = x0[rows, two]
-            eps = self._branch_noise(policy, initial, seeds).transpose(1, 2)[rows, two].transpose(1, 2)
-            trajectories = self._branch(policy, condition, x0, eps, seeds, predict_x0=False)
+            rows, two = rows.to(drawn.x0.device), two.to(drawn.x0.device)
+            x0 = drawn.x0[rows, two]
+            eps = self._branch_noise(drawn).transpose(1, 2)[rows, two].transpose(1, 2)
+            trajectories = self._branch(drawn, x0, eps, predict_x0=False)
         columns = torch.tensor([0, 1]).expand(len(pair), 2)
         return _Judged(trajectories, x0, columns, path_reward, pair, failed, len(images))
 
-    def _branch(
-        self, policy: Policy, condition: Condition, x0: Tensor, eps: Tensor, seeds: Seeds, predict_x0: bool = True
-    ) -> Trajectories:
+    def _branch(self, drawn: _Drawn, x0: Tensor, eps: Tensor, predict_x0: bool = True) -> Trajectories:
         """Branches of all K timesteps of all prompts in one batch of P·K starts."""
         options, repeats = self.options, self.options.timesteps_per_rollout
         return branch(
-            policy,
-            condition.repeat_interleave(repeats),
+            drawn.policy,
+            drawn.condition.repeat_interleave(repeats),
             x0.repeat_interleave(repeats, dim=0),
-            stratified_places(seeds, options.rollout_steps, repeats).flatten(),
+            stratified_places(drawn.seeds, options.rollout_steps, repeats).flatten(),
             eps.flatten(0, 1),
             options.branch_steps,
-            policy.timesteps(options.rollout_steps),
+            drawn.policy.timesteps(options.rollout_steps),
             options.guidance_scale,
             predict_x0,
         )
 
-    def _branch_noise(
-        self, policy: Policy, initial: Tensor, seeds: Seeds
-    ) -> Float[Tensor, "prompt time branch channel height width"]:
+    def _branch_noise(self, drawn: _Drawn) -> Float[Tensor, "prompt time branch channel height width"]:
         """The noise ε that takes each branch from x_0 to x_t."""
-        options, shape = self.options, policy.latent_shape
+        options, seeds, initial, shape = self.options, drawn.seeds, drawn.initial, drawn.policy.latent_shape
         if options.branch_noise == "own":
             return initial[:, None].expand(-1, options.timesteps_per_rollout, *initial.shape[1:])
         own_counter = options.branch_noise == "fresh"
@@ -228,7 +240,7 @@ class RLHFSharpening:
             for t in range(options.timesteps_per_rollout)
             for k in range(options.branches if own_counter else 1)
         ]
-        eps = torch.stack(draws).to(policy.device)
+        eps = torch.stack(draws).to(drawn.policy.device)
         eps = eps.view(len(seeds.slots), options.timesteps_per_rollout, -1, *shape)
         return eps.expand(-1, -1, options.branches, *shape)
 

@@ -255,9 +255,11 @@ class LatentPolicy(ScheduledPolicy):
         return (np.concatenate(drawn) * 255).round().astype(np.uint8)
 
     def _look(self, latents: Tensor) -> Tensor:
-        """Pixels of latents; a tiny VAE is made for latents as the denoiser sees them."""
+        """Pixels of latents; a tiny VAE has a scale and shift of its own, for it is made for the denoiser's latents."""
         tiny = self.tiny_vae
-        return self.pixels(latents) if tiny is None else self._drawn(tiny, latents / tiny.config.scaling_factor)
+        if tiny is None:
+            return self.pixels(latents)
+        return self._drawn(tiny, latents / tiny.config.scaling_factor + tiny.config.shift_factor)
 
     def decode_with(self, folder: str | Path | None) -> Self:
         """The same model, whose images a tiny VAE decodes (`AutoencoderTiny`, such as TAESDXL): faster, less exact.

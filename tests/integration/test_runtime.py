@@ -14,7 +14,7 @@ import torch
 
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
-from tests import runs
+from tests import runs, submitting
 from tests.runs import Models, local_ray, models, served, undisturbed
 from tests.scraping import scrape
 
@@ -149,7 +149,7 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Model
     assert runs.curve(first) == runs.curve(second)
 
 
-def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     folder = tmp_path / "läuft, λ = 1"  # names are anybody's
@@ -167,9 +167,16 @@ def test_a_killed_job_resumes_to_the_same_curve(undisturbed: Path, models: Model
     assert not (folder / "pipeline").exists()
     command = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", str(folder)]
     command += ["--num_rollout_actors", "2"]
-    process = runs.start_process(command, home)
-    said = runs.finish_process(process)
-    assert process.returncode == 0, said
+    with submitting.head(home, tmp_path / "head.log") as head:
+        process = head.submit(command)
+        said = runs.finish_process(process)
+        assert process.returncode == 0, said
+        told = head.jobs()
+    assert "rayjobs/rlhf.py --config" in told
+    contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    for secret in (*submitting.SECRETS.values(), head.environment["RAY_AUTH_TOKEN"]):
+        assert secret not in said + told
+        assert not any(secret.encode() in content for content in contents)
     runs.check_whole(folder)
     assert runs.curve(folder) == runs.curve(undisturbed)  # over a kill, and with two rollout actors since
     assert not (home / ".ray" / "auth_token").exists()

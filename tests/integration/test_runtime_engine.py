@@ -4,15 +4,18 @@ import copy
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from diffusers import AutoencoderKL
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
 from rayjobs.options import RLHFOptions
@@ -63,11 +66,11 @@ def options(**changes: Any) -> RLHFOptions:
     )  # fmt: skip
 
 
-def spec(pipeline: Path, stage: int, offload: bool = False, **changes: Any) -> LearnerSpec:
+def spec(pipeline: Path, stage: int, offload: tuple[str, ...] = (), **changes: Any) -> LearnerSpec:
     config, chosen = load_deepspeed(default_config_path("cpu")), options(**changes)
     config["zero_optimization"] = {"stage": stage, "reduce_bucket_size": "auto", "overlap_comm": "auto"}
-    if offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": "auto"}
+    for what in offload:
+        config["zero_optimization"][f"offload_{what}"] = {"device": "cpu", "pin_memory": "auto"}
     return LearnerSpec(chosen, str(pipeline), resolve_deepspeed(config, chosen), "cpu", "", None, None)
 
 
@@ -96,6 +99,16 @@ def weights(module: Any, engine: Any) -> dict[str, torch.Tensor]:
         return module.policy.trainable_state()
 
 
+@pytest.fixture
+def graphs() -> Iterator[CompileCounterWithBackend]:
+    """Count what torch.compile captures; it runs as captured, for there is no C++ compiler."""
+    counter = CompileCounterWithBackend("aot_eager")
+    torch.compiler.set_default_backend(counter)
+    yield counter
+    torch.compiler.set_default_backend(None)
+    torch.compiler.reset()
+
+
 LORA = {"rank": 4, "lora_alpha": 8.0, "lora_target_modules": ("to_q", "to_out.0")}  # few layers: ZeRO 3 minds each
 
 
@@ -104,14 +117,20 @@ LORA = {"rank": 4, "lora_alpha": 8.0, "lora_target_modules": ("to_q", "to_out.0"
     [
         *((stage, {}) for stage in range(4)),
         *((stage, LORA) for stage in range(3)),
-        (2, {"offload": True}),
+        (2, {"offload": ("optimizer",)}),
+        (3, {"offload": ("param",)}),
+        (3, LORA | {"offload": ("param", "optimizer")}),
+        (1, {"torch_compile": True}),
         (2, {"gradient_checkpointing": True}),
         (3, LORA | {"gradient_checkpointing": True}),
     ],
-    ids=["0", "1", "2", "3", "0-lora", "1-lora", "2-lora", "2-offload", "2-checkpointing", "3-lora-checkpointing"],
-)
+    ids=[
+        "0", "1", "2", "3", "0-lora", "1-lora", "2-lora", "2-offload", "3-offload-param", "3-lora-offload-both",
+        "1-compiled", "2-checkpointing", "3-lora-checkpointing",
+    ],
+)  # fmt: skip
 def test_the_engine_does_what_the_plain_loop_does(
-    pipeline_folder: Path, brightness: Any, stage: int, changes: dict[str, Any]
+    pipeline_folder: Path, brightness: Any, graphs: CompileCounterWithBackend, stage: int, changes: dict[str, Any]
 ) -> None:
     experiences = [roll_out(pipeline_folder, brightness, update) for update in range(2)]
     adapters = {name: value for name, value in changes.items() if name in LORA}
@@ -131,6 +150,7 @@ def test_the_engine_does_what_the_plain_loop_does(
         assert sum(losses) / len(losses) == pytest.approx(expected["loss"], rel=1e-5)
         assert grad_norm == pytest.approx(expected["grad_norm"], rel=1e-4)
         assert grad_norm > 0.1  # so that clipping is part of the comparison
+    assert (graphs.frame_count > 0) == ("torch_compile" in changes)
     after, wanted = weights(module, engine), policy.trainable_state()
     assert after.keys() == wanted.keys()
     moved = max(float((after[name] - before[name]).abs().max()) for name in after)
@@ -157,6 +177,59 @@ def test_a_checkpoint_continues_bit_for_bit(
     if adapters:  # the frozen weights are the pretrained model's, and need no copy in every checkpoint
         written = sum(file.stat().st_size for file in tmp_path.rglob("*.pt"))
         assert written < (pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+
+class AdamW8bit(torch.optim.AdamW):
+    """Takes what bitsandbytes' optimiser of that name takes, keeps float32 moments, and counts its steps."""
+
+    steps = 0
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 1e-2, amsgrad: bool = False, optim_bits: int = 32, args: Any = None,
+        min_8bit_size: int = 4096, is_paged: bool = False,
+    ) -> None:  # fmt: skip
+        assert (amsgrad, optim_bits, args, min_8bit_size, is_paged) == (False, 32, None, 4096, False)
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def step(self, closure: Any = None) -> Any:
+        type(self).steps += 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bitsandbytes_optimiser_is_the_one_that_is_stepped_and_continues(
+    pipeline_folder: Path, brightness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """How DeepSpeed is given the optimiser, steps, saves and loads it.
+
+    bitsandbytes needs a GPU, so a stand-in with its signature takes its place here; what its own kernels do to the
+    moments is not tested.
+    """
+    first, second = (roll_out(pipeline_folder, brightness, update) for update in range(2))
+    module, engine = build_engine(spec(pipeline_folder, stage))
+    wanted = [step(module, engine, first), step(module, engine, second)]
+    exact = weights(module, engine)
+    library = ModuleType("bitsandbytes")
+    monkeypatch.setattr(library, "optim", SimpleNamespace(AdamW8bit=AdamW8bit), raising=False)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    monkeypatch.setattr(AdamW8bit, "steps", 0)
+    module, engine = build_engine(spec(pipeline_folder, stage, use_8bit_adam=True))
+    found = [step(module, engine, first)]
+    save_state(engine, tmp_path, 1)
+    found.append(step(module, engine, second))
+    assert AdamW8bit.steps == 2
+    for (losses, norm), (expected, expected_norm) in zip(found, wanted, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+    final = weights(module, engine)
+    assert all(torch.allclose(final[name], value, atol=2e-5) for name, value in exact.items())
+    module, engine = build_engine(spec(pipeline_folder, stage, use_8bit_adam=True))
+    load_state(engine, tmp_path)
+    assert step(module, engine, copy.deepcopy(second)) == found[1]
+    assert AdamW8bit.steps == 3
+    continued = weights(module, engine)
+    assert all(torch.equal(continued[name], value) for name, value in final.items())
 
 
 @pytest.mark.parametrize(("stage", "adapters"), [(0, {}), (1, {}), (2, LORA)], ids=str)

@@ -118,6 +118,8 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
             "reward_model",
             "there is no folder /nowhere",
         ),
+        ("--reward http --reward_model http://me:s3cret@judge/#clip", "reward_model", "holds a password or key"),
+        ("--reward http --reward_model http://judge/?token=s3cret", "reward_model", "pass it in the environment"),
         ("--reward_config absent.yaml", "reward_config", "cannot read absent.yaml"),
         ("--watch clip", "watch", "clip is a reward of the training"),
         ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
@@ -159,6 +161,7 @@ def test_values(error, argv, option, says):
     named, line = error(*argv.split())
     assert named == option
     assert says in line
+    assert "s3cret" not in line
 
 
 def test_model_folder_missing(error, tmp_path):
@@ -257,7 +260,15 @@ def test_deepspeed_that_contradicts_the_flags(error, good, tmp_path):
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.5, 0.99]}}}, "--adam_beta1"),
         ({"optimizer": {"type": "SGD"}}, "AdamW"),
         ({"optimizer": "AdamW"}, "no JSON object"),
-        ({"scheduler": {"type": "WarmupLR"}}, "--lr_scheduler"),
+        ({"scheduler": {"type": "WarmupLR"}}, "pass --lr_scheduler constant_with_warmup, or remove 'scheduler'"),
+        ({"scheduler": {"type": "OneCycle"}}, "; remove 'scheduler' from the JSON"),
+        (
+            {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 9}}},
+            "warmup_num_steps of the scheduler is 9",
+        ),
+        ({"scheduler": {"params": 9}}, "params of the scheduler is 9"),
+        ({"scheduler": "WarmupLR"}, "scheduler is no JSON object"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "ZeRO 3 alone"),
         ({"zero_optimization": {"stage": 4}}, "use 0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": True}}, "use 0, 1, 2 or 3"),
         ([], "no JSON object"),

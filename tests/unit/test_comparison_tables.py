@@ -15,7 +15,7 @@ from sharpening.evaluation.comparison.ranks import agreement, rank_correlation
 from sharpening.evaluation.comparison.records import ImageJudgement, Setting, SystemCost
 from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, TrainingCurve
 from sharpening.evaluation.comparison.scores import Scores
-from sharpening.evaluation.comparison.selection import main_settings, mean_cost
+from sharpening.evaluation.comparison.selection import main_settings, mean_cost, of_same_seeds
 from sharpening.evaluation.comparison.tables import main_table, sweep_agreement, sweep_table
 from sharpening.evaluation.comparison.verdicts import claims, verdict, verdicts
 
@@ -89,6 +89,19 @@ def test_sweep_table_and_its_order_beside_the_paper():
     theirs = [paper.TABLE_2[n]["clip"] for n in gains]
     assert sweep_agreement(sweep, table) == {"clip": pytest.approx(spearmanr(list(gains.values()), theirs).statistic)}
     assert sweep_agreement(sweep, table)["clip"] == pytest.approx(0.975, abs=5e-3)
+
+
+def test_a_sweeps_rows_are_of_the_same_seeds():
+    rows = images("base") + images("rlhf", 0.1) + images("rlhf n=2", 0.2, seeds=1)
+    sweep = Sweep("branches", "n", {2: "rlhf n=2", 4: "rlhf", 8: "never judged"})
+    own = of_same_seeds(results(rows, costs("rlhf", "fine-tuning")), sweep)
+    assert {row.seed for row in own.judgements} == {0}
+    assert len(own.judgements) == 3 * PROMPTS
+    four = next(row for row in sweep_table(sweep, own, Scores(own.judgements)).rows if row.title == "n = 4")
+    assert four.cost["training_nfe"] == 1000  # seed 0's alone
+    assert (four.cells["facts"].value.seeds, four.cells["facts"].mark) == (1, "")
+    levels = [row.facts for row in rows if row.system == "rlhf" and row.seed == 0]
+    assert four.cells["facts"].value.mean == pytest.approx(np.mean(levels))
 
 
 def test_rank_correlation_of_a_worked_case():

@@ -7,7 +7,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -362,26 +361,61 @@ def test_the_cache_keeps_what_was_read_last(tmp_path, monkeypatch):
     assert read == [1, 2, 3, 4, 2, 3]
 
 
-def test_a_million_rows_open_at_once_and_are_read_in_constant_time(tmp_path):
-    count, per_group = 1_000_000, 1000
-    png = encoded(picture(0, 4, 4))
-    path = tmp_path / "million.parquet"
-    images = pa.array([png] * per_group)
-    with pq.ParquetWriter(path, pa.schema({"image": pa.binary(), "text": pa.string()})) as writer:
-        for start in range(0, count, per_group):
-            texts = pa.array(np.arange(start, start + per_group).astype(str))
+ROWS, PER_UPDATE, RESUMED, LAST = 10_000_000, 8, 4_000, 1_249_999
+"""Of the large file: its rows, and an update to resume at and the last one of its first epoch."""
+RESUME = r"""
+import json, re, sys
+from sharpening.data.images import ImageFile
+from sharpening.data.prompts import Stream
+
+def kib(name):
+    return int(re.search(name + r":\s+(\d+) kB", open("/proc/self/status").read())[1])
+
+def batch(update):
+    found = source.batch([stream.index(update, slot) for slot in range(stream.per_update)])
+    return found.prompts, found.images.tolist(), kib("VmHWM") - before
+
+before = kib("VmRSS")
+source = ImageFile(sys.argv[1], "image", "text", 4)
+stream = Stream(len(source), 3, int(sys.argv[2]))
+print(json.dumps([len(source), *(batch(int(update)) for update in sys.argv[3:])]))
+"""
+
+
+@pytest.fixture(scope="module")
+def ten_million_rows(tmp_path_factory):
+    """10⁷ rows of five pictures and the row's number, some 100 MiB."""
+    path, per_group = tmp_path_factory.mktemp("many") / "many.parquet", 10_000
+    images = pa.array([encoded(picture(number, 4, 4)) for number in range(5)] * (per_group // 5))
+    schema = pa.schema({"image": pa.binary(), "text": pa.string()})
+    with pq.ParquetWriter(path, schema, use_dictionary=["image"], write_statistics=False) as writer:
+        for start in range(0, ROWS, per_group):
+            texts = pa.array(np.arange(start, start + per_group)).cast(pa.string())
             writer.write_table(pa.table({"image": images, "text": texts}))
-    begin = time.perf_counter()
-    source = ImageFile(path, "image", "text", 4)
-    opened = time.perf_counter() - begin
-    assert len(source) == count
-    seconds = []
-    for index in (0, 999_999, 500_500, 123_456, 777_777, 5_000):
-        begin = time.perf_counter()
-        assert source.batch([index]).prompts == [str(index)]
-        seconds.append(time.perf_counter() - begin)
-    assert opened < 5
-    assert np.median(seconds) < 0.5  # a scan takes seconds
+    yield path
+    path.unlink()  # pytest keeps the folders of three runs
+
+
+@needs_proc
+def test_ten_million_rows_are_resumed_anywhere_in_constant_memory(ten_million_rows, capsys):
+    command = [sys.executable, "-c", RESUME, str(ten_million_rows), *map(str, (PER_UPDATE, 0, RESUMED, LAST))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, *batches = json.loads(done.stdout)
+    assert count == ROWS
+    growth = [kib / 1024 for _, _, kib in batches]
+    with capsys.disabled():
+        print(f"\n10⁷ rows: {growth[0]:.0f} MiB until the first batch, {growth[2]:.0f} MiB after two resumes")
+    assert growth[2] < 48  # the captions alone have 75 MiB, and so has a permutation
+    # Read from the start, in this process.
+    stream = Stream(ROWS, 3, PER_UPDATE)
+    walked = [stream.index(update, slot) for update in range(RESUMED + 1) for slot in range(PER_UPDATE)]
+    assert len(set(walked)) == len(walked)
+    pictures = [picture(number, 4, 4).tolist() for number in range(5)]
+    for (prompts, images, _), indices in zip(batches, (walked[:PER_UPDATE], walked[-PER_UPDATE:]), strict=False):
+        assert prompts == [str(index) for index in indices]
+        assert images == [[pictures[index % 5]] for index in indices]
+    assert not set(map(int, batches[2][0])) & set(walked)  # as far as that is from the others in the epoch
 
 
 # -- processes -----------------------------------------------------------------------------------------------------

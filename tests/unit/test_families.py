@@ -152,15 +152,15 @@ def test_gradients_flow_to_the_denoiser_only(policy):
     assert all(g.isfinite().all() for g in reached)
 
 
-@pytest.mark.parametrize("method", ["rlhf", "sft"])
+@pytest.mark.parametrize("method", ["rlhf", "sft", "dpo"])
 def test_three_updates_lower_the_loss_on_a_fixed_batch(policy, brightness, method):
-    options = {"rollout_steps": 4, "branches": 2}
-    if method == "rlhf":
-        options |= {"timesteps_per_rollout": 2}
-        batch = Batch(PROMPTS[:2], np.zeros((2, 0, 2 * SIDE, 2 * SIDE, 3), np.uint8))
-    else:
-        options |= {"timesteps_per_image": 2}
-        batch = Batch(PROMPTS[:2], policy.decode(draw(2))[:, None])
+    images = np.stack([policy.decode(draw(2, seed)) for seed in (0, 1)], axis=1)  # two a prompt, the better one first
+    options, images = {
+        "rlhf": ({"rollout_steps": 4, "branches": 2, "timesteps_per_rollout": 2}, images[:, :0]),
+        "sft": ({"rollout_steps": 4, "branches": 2, "timesteps_per_image": 2}, images[:, :1]),
+        "dpo": ({"timesteps_per_pair": 2}, images),
+    }[method]
+    batch = Batch(PROMPTS[:2], images)
     learning = load_method(method, type(load_method(method).options)(**options))
     experience = learning.collect(policy, policy.frozen_copy(), brightness, batch, Seeds(0, 0, (0, 1)))
     policy.denoiser.requires_grad_(True)

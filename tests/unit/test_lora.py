@@ -1,6 +1,7 @@
 """LoRA, averages of weights, gradient checkpointing and tiny VAEs, on small models of every family."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,8 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from rayjobs.command_line import parse
+from rayjobs.runtime.publishing import publish
 from sharpening.data.source import Batch, PromptSource
 from sharpening.ema import WeightAverage
 from sharpening.loop import train_in_process
@@ -22,8 +25,11 @@ from sharpening.sampling import sample
 from tests import tiny_pipelines
 from tests.tiny_pipelines import CHANNELS, SIDE
 from tests.unit.test_families import call_arguments
+from tests.unit.test_publishing import finished_run
 
-NAMES = ["sd-epsilon", "sdxl", "sd3", "flux-dev", "pixart"]
+NAMES = ["sd-epsilon", "sd-v", "sdxl", "sd3", "flux-dev", "flux-schnell", "pixart"]
+SCALES = {"flux-dev": 3.5, "flux-schnell": 1.0}
+"""Guidance that a family is drawn with, where it is not 2."""
 SHAPE = (CHANNELS, SIDE, SIDE)
 ADAPTED = TrainingOptions(rank=4, lora_alpha=8.0, seed=3)
 PROMPT = "a red circle"
@@ -158,7 +164,7 @@ def test_saved_adapters_and_merged_models_draw_the_same_without_us(folders, tmp_
         policy.save_pretrained(tmp_path / name / "pipeline")
         policy.save_adapter(tmp_path / name)
         assert all(torch.equal(value, before[key]) for key, value in policy.trainable_state().items())
-        scale = 3.5 if name == "flux-dev" else 2.0
+        scale = SCALES.get(name, 2.0)
         calls[name] = {"num_inference_steps": 4, "guidance_scale": scale, "base": str(folders[name])}
         calls[name] |= call_arguments(name, draw())
         np.save(tmp_path / f"{name}.noise.npy", calls[name].pop("latents").numpy())
@@ -178,6 +184,32 @@ def test_saved_adapters_and_merged_models_draw_the_same_without_us(folders, tmp_
         assert np.abs(mine - np.round(theirs["lora"] * 255)).max() <= 1, name
         assert np.abs(mine - np.round(theirs["merged"] * 255)).max() <= 1, name
         assert np.abs(base.astype(int) - mine).max() > 1, name  # the adapters do something
+
+
+def test_the_code_on_a_card_loads_adapters_that_diffusers_cannot(folders, tmp_path, monkeypatch):
+    asked = parse(["--pretrained_model_name_or_path", str(folders["pixart"]), "--rank", "4"])
+    folder = finished_run(tmp_path / "rlhf-pixart", asked)
+    policy = shaken(adapted(folders["pixart"]), 0.2)
+    policy.save_pretrained(folder.pipeline)
+    policy.save_adapter(folder.path)
+    publish(folder, asked.model_copy(update={"output_dir": str(folder.path)}), asked, pytest.fail)
+    code = re.search(r"```python\n(.*?)\n```", (folder.pipeline / "README.md").read_text(), re.DOTALL)[1]
+    loading, drawing = code.rsplit("\n\n", 1)
+    assert drawing == 'image = pipeline("a red circle").images[0]'
+    merged, adapters = loading.split("\n\n# or the adapters alone, on the base model\n")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / folder.path.name).symlink_to(folder.pipeline)  # the name that the hub would know it by
+    monkeypatch.chdir(tmp_path / "hub")
+    images = {}
+    for kind, lines in {"merged": merged, "adapters": f"{merged}\n{adapters}", "base": ""}.items():
+        names = {"pipeline": load_policy(folders["pixart"]).pipeline()}
+        exec(lines, names)
+        names["pipeline"].scheduler = policy.make_scheduler()
+        names["pipeline"].set_progress_bar_config(disable=True)
+        arguments = {"num_inference_steps": 4, "guidance_scale": 2.0} | call_arguments("pixart", draw())
+        images[kind] = names["pipeline"](PROMPT, output_type="np", **arguments).images * 255
+    assert np.abs(images["merged"] - images["adapters"]).max() < 1
+    assert np.abs(images["base"] - images["adapters"]).max() > 1
 
 
 def test_targets_that_are_not_there_are_refused(folders):
@@ -281,20 +313,27 @@ def tiny_vae(folder, **config):
     return folder
 
 
-def test_a_tiny_vae_draws_what_diffusers_draws_with_it(folders, tmp_path):
-    folder, latents = tiny_vae(tmp_path / "tiny"), draw(2)
-    policy = load_policy(folders["sdxl"])
-    quick = policy.decode_with(folder)
+@pytest.mark.parametrize("name", ["sd-epsilon", "sdxl", "sd3", "flux-dev", "pixart"])
+def test_a_tiny_vae_draws_what_the_pipeline_draws_with_it(folders, name, tmp_path):
+    shift = 0.4 if name in ("sd3", "flux-dev") else 0.0  # their pipelines alone shift latents
+    folder = tiny_vae(tmp_path / "tiny", scaling_factor=0.6, shift_factor=shift)
+    policy = load_policy(folders[name])
+    quick, scale = policy.decode_with(folder), SCALES.get(name, 2.0)
     pipeline = policy.pipeline()
     pipeline.vae = AutoencoderTiny.from_pretrained(folder)
-    with torch.no_grad():
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-        expected = pipeline.image_processor.postprocess(decoded, output_type="np")
+    arguments = {"num_inference_steps": 2, "guidance_scale": scale} | call_arguments(name, draw(2))
+    expected = pipeline([PROMPT, "two"], output_type="np", **arguments).images
+    latents = sample(policy, policy.encode([PROMPT, "two"]), draw(2), 2, scale)
     assert np.abs(quick.decode(latents) - np.round(expected * 255)).max() <= 1
+    assert expected.std() > 0.02  # no flat image
     exact = quick.decode_with(None)
     assert np.array_equal(exact.decode(latents), policy.decode(latents))
     assert np.abs(exact.decode(latents).astype(int) - quick.decode(latents)).max() > 1
     assert quick.denoiser is policy.denoiser
+
+
+def test_a_tiny_vae_for_other_latents_is_refused(folders, tmp_path):
+    policy = load_policy(folders["sdxl"])
     other = AutoencoderTiny(latent_channels=CHANNELS)  # at an eighth of the pixels
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="has 4 channels at 1/8 of the pixels"):

@@ -177,6 +177,21 @@ def test_a_contradiction_is_refused_also_where_the_learner_resolves():
         resolve_deepspeed({"optimizer": {"params": {"lr": 0.1}}}, parse(["--learning_rate", "3e-5"]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("WarmupLR", "constant_with_warmup"), ("WarmupLR", "constant"), ("WarmupDecayLR", "linear"),
+        ("WarmupCosineLR", "cosine"), ("auto", "linear"),
+    ],
+)  # fmt: skip
+def test_a_scheduler_that_the_flags_decide_is_left_to_them(kind, shape):
+    names = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
+    config = {"scheduler": {"type": kind, "params": dict.fromkeys(names, "auto")}}
+    options = parse(["--lr_scheduler", shape])
+    assert resolve_deepspeed(config, options) == resolve_deepspeed({}, options)
+    assert resolve_deepspeed({"scheduler": {"type": kind, "params": "auto"}}, options) == resolve_deepspeed({}, options)
+
+
 def test_an_auto_that_no_flag_decides_is_refused():
     with pytest.raises(OptionError, match=r"zero_optimization.zero_hpz_partition_size is \"auto\""):
         resolve_deepspeed({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}}, parse([]))

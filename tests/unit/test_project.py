@@ -55,6 +55,23 @@ def test_the_core_imports_only_what_the_package_declares():
         assert not unknown, f"{file.relative_to(ROOT)} imports {unknown}"
 
 
+def test_nothing_of_ours_unpickles():
+    """Weights are safetensors and messages JSON; what torch reads of our own checkpoints, it reads as tensors alone."""
+    for layer in ("sharpening", "rayjobs", "reward_servers"):
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            assert not imports(path) & {"cloudpickle", "dill", "marshal", "shelve", "joblib"}, path
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call):
+                    continue
+                told = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert told.get("allow_pickle", "False") == "False", path
+                assert not ast.unparse(node.func).startswith("pickle."), path  # its errors may be caught
+                own = (
+                    path.relative_to(ROOT).as_posix() == "rayjobs/benchmark/worker.py"
+                )  # reads what it has just written
+                assert own or ast.unparse(node.func) != "torch.load" or told.get("weights_only") == "True", path
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_lock_holds_the_measured_set(name: str):
     assert locked()[name] == Version(MEASURED[name])

@@ -1,15 +1,17 @@
 """A run's model card, and its way to the hub: real client code against a small server."""
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 
 from rayjobs.command_line import parse
@@ -130,8 +132,16 @@ class Hub(BaseHTTPRequestHandler):
 
     server: "HubServer"
 
+    def do_GET(self) -> None:
+        self._answer(404, {"error": "there is no Xet storage here"})
+
+    def do_PUT(self) -> None:
+        assert self.headers.get("Authorization") is None  # the address of an upload is signed, and may be another host
+        self.server.stored[self.path.removeprefix("/lfs/")] = self._body()
+        self._answer(200, {})
+
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self._body()
         self.server.asked.append((self.path, self.headers.get("Authorization", "")))
         if self.server.refuse and self.path.endswith("/commit/main"):
             return self._answer(403, {"error": "You have read access but not the required permissions"})
@@ -140,14 +150,42 @@ class Hub(BaseHTTPRequestHandler):
             return self._answer(200, {"url": f"{self.server.url}/me/{name}", "name": f"me/{name}"})
         if self.path.endswith("/preupload/main"):
             files = [entry["path"] for entry in json.loads(body)["files"]]
-            told = [{"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for path in files]
+            modes = {
+                path: "lfs" if self.server.large and path.endswith(".safetensors") else "regular" for path in files
+            }
+            told = [{"path": p, "uploadMode": mode, "shouldIgnore": False, "oid": None} for p, mode in modes.items()]
             return self._answer(200, {"files": told})
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            actions = {"verify": {"href": f"{self.server.url}/lfs-verify"}}
+            objects = [
+                {**entry, "actions": actions | {"upload": {"href": f"{self.server.url}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
+            ]
+            return self._answer(200, {"transfer": "basic", "objects": objects})
+        if self.path == "/lfs-verify":
+            entry = json.loads(body)
+            stored = self.server.stored[entry["oid"]]
+            whole = (len(stored), hashlib.sha256(stored).hexdigest()) == (entry["size"], entry["oid"])
+            self.server.verified += [entry["oid"]] if whole else []
+            return self._answer(200 if whole else 422, {})
         if self.path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "lfsFile":
+                    self.server.files[line["value"]["path"]] = self.server.stored[line["value"]["oid"]]
             return self._answer(200, {"commitUrl": f"{self.server.url}/me/x/commit/1", "commitOid": "1" * 40})
         return self._answer(200, {"errors": [], "warnings": []})
+
+    def _body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):  # Transfer-Encoding: chunked
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         text = json.dumps(content).encode()
@@ -168,6 +206,9 @@ class HubServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.files: dict[str, bytes] = {}
         self.refuse = False
+        self.large = False  # whether weights go to a storage of their own
+        self.stored: dict[str, bytes] = {}
+        self.verified: list[str] = []
 
 
 @pytest.fixture
@@ -190,7 +231,11 @@ def pushed(path: Path, *argv: str) -> tuple[RunFolder, list[str]]:
     return folder, said
 
 
-def test_a_pipeline_is_pushed_as_it_is(tmp_path: Path, hub: HubServer) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_a_pipeline_is_pushed_as_it_is(tmp_path: Path, hub: HubServer, large: bool) -> None:
+    assert find_spec("hf_xet")  # which would be used, were it not for this hub
+    assert not constants.HF_HUB_DISABLE_XET
+    hub.large = large
     folder, said = pushed(tmp_path / "rlhf-x", "--hub_model_id", "sharp")
     assert said == [f"the pipeline is at {hub.url}/me/sharp"]
     local = {
@@ -198,6 +243,10 @@ def test_a_pipeline_is_pushed_as_it_is(tmp_path: Path, hub: HubServer) -> None:
     }
     assert "README.md" in local
     assert local == hub.files
+    oid = hashlib.sha256(WEIGHTS).hexdigest()
+    assert hub.stored == ({oid: WEIGHTS} if large else {})
+    assert hub.verified == ([oid] if large else [])
+    assert not constants.HF_HUB_DISABLE_XET
     assert {token for _, token in hub.asked} == {f"Bearer {TOKEN}"}
     assert hub.asked[0][0] == "/api/repos/create"
     files = [path for path in folder.path.rglob("*") if path.is_file()]

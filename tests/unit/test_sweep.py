@@ -1,5 +1,6 @@
 """The space of a sweep, its folder and its tables; without Ray."""
 
+import io
 import json
 import math
 import random
@@ -15,9 +16,11 @@ from rayjobs.command_line import parse, read
 from rayjobs.errors import OptionError
 from rayjobs.sweep import main, read_sweep
 from rayjobs.sweeping.options import SweepOptions
-from rayjobs.sweeping.report import RunResult, SweepFailed, ended, ranked, write_report
+from rayjobs.sweeping.plots import _Axis, heat_map
+from rayjobs.sweeping.report import PointResult, RunResult, SweepFailed, ended, ranked, write_report
 from rayjobs.sweeping.space import Range, Space, label, run_name
 from sharpening.evaluation.files import row_columns, write_json, write_parquet
+from sharpening.evaluation.statistics import Interval
 
 TINY = "--max_train_steps 4 --prompts_per_update 8 --rollout_batch_size 4"
 
@@ -29,6 +32,13 @@ def space(arguments: str, job: str = TINY) -> Space:
 
 
 def test_a_grid_has_every_point_and_the_jobs_own_values_elsewhere() -> None:
+    varied = space("--branches 2 --temperature 0 --branch_steps 1 3 --reward_scale 0 0.02").points()
+    assert [(point["branch_steps"], point["reward_scale"]) for point in varied] == [
+        (1, 0),
+        (1, 0.02),
+        (3, 0),
+        (3, 0.02),
+    ]
     found = space("--branches 2 4 --temperature 0 0.5 --seeds 0 3", TINY + " --beta 50")
     points = [{"branches": n, "temperature": t} for n in (2, 4) for t in (0.0, 0.5)]
     assert found.points() == points
@@ -54,6 +64,11 @@ def test_a_random_search_draws_the_same_points_again_from_values_and_ranges() ->
     assert all(50 <= point["beta"] <= 90 for point in points)
 
 
+def test_a_random_search_draws_no_point_twice() -> None:
+    points = space("--search random --num_samples 12 --branches 2..4 --temperature 0 1 4 16").points()
+    assert len({label(point) for point in points}) == 12  # all there are
+
+
 def test_a_range_is_drawn_from_by_order_of_magnitude_only_where_its_ends_are_far_apart() -> None:
     assert not Range(0.0, 100.0, False).logarithmic
     assert not Range(20.0, 100.0, False).logarithmic
@@ -76,6 +91,11 @@ def test_a_range_is_drawn_from_by_order_of_magnitude_only_where_its_ends_are_far
         ("--search random --branches 1..4", "--branches: must be at least 2, is 1"),
         ("--search optuna --seeds 0 1", "--seeds: 'optuna' goes by one number a point"),
         ("--branches 2 2", "--branches: a value stands there twice"),
+        ("--search random --branches 2..3 --temperature 0 1", "--num_samples: is 12, but the space has only 4 points"),
+        ("--search optuna --branches 2 --temperature 0", "--num_samples: is 12, but the space has only 1 point;"),
+        ("--scheduler asha -- --max_train_steps 4", "--grace_updates: is 6, but a run has only 4 updates"),
+        ("--scheduler asha -- --validation_steps 0", "--validation_steps: is 0, so that 'asha' never sees"),
+        ("--scheduler asha -- --validation_steps 36", "--validation_steps: is 36, so that 'asha' never sees"),
         ("--seeds 0 0", "--seeds: every seed must be there once"),
         ("--branch_steps 99", "--branch_steps:"),
         ("-- --skip_evaluation", "--skip_evaluation: a sweep compares its runs by their evaluation"),
@@ -145,6 +165,15 @@ def results(runs: Path) -> list[RunResult]:
     return [ended(c, errors.get((c["point"]["branches"], c["point"]["temperature"])), runs) for c in configs]
 
 
+def test_a_run_that_two_trials_asked_for_counts_once(tmp_path: Path) -> None:
+    leave(tmp_path, {"branches": 2}, 0, 1.0)
+    twice = [ended({"point": {"branches": 2}, "seed": 0}, None, tmp_path) for _ in range(2)]
+    (found,) = ranked(twice)
+    assert len(found.runs) == 1
+    assert found.gain is not None
+    assert (found.gain.low, found.gain.high) == (0.0, 2.0)  # the run's own interval, not one over two seeds
+
+
 def test_the_best_point_comes_first_with_an_interval_over_seeds(tmp_path: Path) -> None:
     runs = results(tmp_path / "runs")
     points = ranked(runs)
@@ -171,6 +200,20 @@ def test_the_best_point_comes_first_with_an_interval_over_seeds(tmp_path: Path) 
     for name in ("heat_map.png", "reward_nfe.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 5
     assert runs[0].curve() == ([0.0005, 0.001], [61.0, 62.0])
+
+
+def test_many_drawn_values_are_parts_of_a_range_in_the_heat_map(tmp_path: Path) -> None:
+    rates = [10 ** (-6 + 3 * place / 599) for place in range(600)]  # a column each would be wider than a picture may be
+    points = [
+        PointResult({"learning_rate": rate, "branches": n}, (), Interval(gain, gain, gain))
+        for rate, n, gain in zip(rates, [2, 3] * 300, np.linspace(-1, 1, 600), strict=True)
+    ]
+    picture = Image.open(io.BytesIO(heat_map(points, "learning_rate", "branches")))
+    assert picture.width < 2000
+    axis = _Axis(rates)
+    assert len(axis.labels) == 8
+    assert [axis.place(rate) for rate in (rates[0], 1.1e-6, 3.1e-5, 3.2e-5, rates[-1])] == [0, 0, 3, 4, 7]
+    assert _Axis([3, 2, 3]).labels == ["2", "3"]
 
 
 def test_one_seeds_interval_is_its_prompts_and_a_sweep_without_a_finished_run_fails(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sharpening.evaluation.comparison.columns import COLUMNS
 from sharpening.evaluation.comparison.curves import over_seeds
+from sharpening.evaluation.comparison.estimate import Estimate
 from sharpening.evaluation.comparison.guidance import guidance_table
 from sharpening.evaluation.comparison.plots import (
     CostPoint,
@@ -14,11 +15,11 @@ from sharpening.evaluation.comparison.plots import (
     reward_figure,
     sweep_figure,
 )
-from sharpening.evaluation.comparison.results import ComparisonResults, TrainingCurve
+from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, TrainingCurve
 from sharpening.evaluation.comparison.scores import Scores
-from sharpening.evaluation.comparison.selection import base_setting, main_settings
+from sharpening.evaluation.comparison.selection import main_settings, of_same_seeds
 from sharpening.evaluation.comparison.systems import BASE, SYSTEMS, names_of
-from sharpening.evaluation.comparison.tables import main_table
+from sharpening.evaluation.comparison.tables import main_table, sweep_table
 
 LOSSES = ("standard", "sft")
 """Figure 4 compares these two; other methods' losses are of another kind."""
@@ -49,23 +50,16 @@ def draw_figures(results: ComparisonResults, scores: Scores) -> dict[str, bytes]
     losses = [curve for curve in results.curves if curve.system in LOSSES and _logs(curve, "loss")]
     if losses:
         drawn["figure4_loss.png"] = loss_figure(losses)
-    rewards = [curve for curve in results.curves if _logs(curve, "reward")]
+    rewards = [curve for curve in results.curves if curve.system in SYSTEMS and _logs(curve, "reward")]
     if rewards:
         drawn["figure6_reward.png"] = reward_figure(rewards, "training reward")
     rows = guidance_table(scores, overall, results.steps)
     if rows:
         drawn["guidance.png"] = guidance_figure(rows, label)
-    base = base_setting(results, scores)
     for sweep in results.sweeps:
-        values = {
-            value: estimate
-            for value, system in sweep.systems.items()
-            for setting in scores.of(system, results.guidance_scale, results.steps)[:1]
-            if (estimate := scores.estimate(setting, overall)) is not None
-        }
-        if values:
-            anchor = scores.estimate(base, overall) if base else None
-            drawn[f"{sweep.name}.png"] = sweep_figure(values, anchor, f"{sweep.name} {sweep.symbol}", label)
+        gains = _differences(sweep, results)
+        if gains:
+            drawn[f"{sweep.name}.png"] = sweep_figure(gains, f"{sweep.name} {sweep.symbol}")
     return drawn
 
 
@@ -84,6 +78,19 @@ def cost_points(results: ComparisonResults, scores: Scores) -> list[CostPoint]:
     models = [setting for name, setting in settings.items() if name == BASE or SYSTEMS[name].ours]
     found = [(setting, scores.estimate(setting, results.overall)) for setting in (*models, *searches)]
     return [CostPoint(setting.system, setting.nfe, value) for setting, value in found if value is not None]
+
+
+def _differences(sweep: Sweep, results: ComparisonResults) -> dict[str, dict[str, Estimate]]:
+    """Paired differences of an option's values to the base model, by score and value."""
+    own = of_same_seeds(results, sweep)
+    rows = sweep_table(sweep, own, Scores(own.judgements)).rows
+    found = {}
+    for column in dict.fromkeys(("clip", results.overall)):
+        cells = {row.title.rpartition(" ")[2]: row.cells.get(column) for row in rows}
+        known = {value: cell.difference for value, cell in cells.items() if cell and cell.difference}
+        if known:
+            found[COLUMNS[column].meaning.split(":")[0]] = known
+    return found
 
 
 def _logs(curve: TrainingCurve, metric: str) -> bool:

@@ -184,31 +184,26 @@ def guidance_figure(rows: Sequence[GuidanceRow], label: str) -> bytes:
     return png(figure)
 
 
-def sweep_figure(values: Mapping[float, Estimate], base: Estimate | None, symbol: str, label: str) -> bytes:
-    """Score over one option: branches n, steps m or temperature λ.
+def sweep_figure(differences: Mapping[str, Mapping[str, Estimate]], symbol: str) -> bytes:
+    """What training brings over one option: branches n, steps m or temperature λ.
 
     Args:
-        values: estimate by the option's value.
-        base: the base model's, for a dashed line with its band.
+        differences: by what differs, the paired difference to the base model by the option's value, in its order.
         symbol: the option's symbol.
-        label: what the score is.
 
     Returns:
-        A PNG with 95 % intervals. The values stand at equal distances, as they are chosen by doubling.
+        A PNG with 95 % intervals, a panel a score. The values stand at equal distances, as they are chosen by doubling.
     """
-    figure = new_figure(6.5, 4.2)
-    axes = figure.subplots()
-    options = sorted(values)
-    places = range(len(options))
-    if base is not None:
-        axes.axhspan(base.low, base.high, color=GREY, alpha=0.12, linewidth=0)
-        axes.axhline(base.mean, color=GREY, linestyle="--", linewidth=1.0, label=title_of(BASE))
-    means, halves = ([getattr(values[option], what) for option in options] for what in ("mean", "half"))
-    axes.errorbar(places, means, yerr=halves, fmt="-o", color=BLUE, capsize=3, linewidth=1.8, label=title_of(OURS))
-    axes.set_xticks(list(places), [f"{option:g}" for option in options])
-    axes.set(xlabel=symbol, ylabel=label)
-    finish_axes(axes, f"Score over {symbol}")
-    _legend(axes)
+    figure = new_figure(4.6 * len(differences), 3.8)
+    panels = figure.subplots(1, len(differences), squeeze=False)[0]
+    for axes, (label, found) in zip(panels, differences.items(), strict=True):
+        places = range(len(found))
+        means, halves = ([getattr(one, what) for one in found.values()] for what in ("mean", "half"))
+        axes.axhline(0, color=GREY, linestyle="--", linewidth=1.0)
+        axes.errorbar(places, means, yerr=halves, fmt="-o", color=BLUE, capsize=3, linewidth=1.8)
+        axes.set_xticks(list(places), list(found))
+        axes.set(xlabel=symbol, ylabel=f"{label}, against base")
+        finish_axes(axes, f"Gain over {symbol}")
     return png(figure)
 
 

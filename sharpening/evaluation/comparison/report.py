@@ -66,7 +66,7 @@ def page(results: ComparisonResults, scores: Scores, missing: dict[str, str], fi
         sections.levels_and_gains(results, scores),
         sections.pictures(figures),
         sections.guidance(results, scores),
-        *(sections.swept(sweep, results, scores) for sweep in results.sweeps),
+        *(sections.swept(sweep, results) for sweep in results.sweeps),
         sections.beside_the_paper(results, scores),
         sections.diversity(results),
         sections.alarms(results),

@@ -15,7 +15,7 @@ from sharpening.evaluation.comparison.ranks import Agreement, agreements
 from sharpening.evaluation.comparison.records import SystemCost
 from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, Trial
 from sharpening.evaluation.comparison.scores import Scores
-from sharpening.evaluation.comparison.selection import main_settings
+from sharpening.evaluation.comparison.selection import main_settings, of_same_seeds
 from sharpening.evaluation.comparison.systems import title_of
 from sharpening.evaluation.comparison.tables import Table, main_table, paper_rows, sweep_agreement, sweep_table
 from sharpening.evaluation.comparison.verdicts import claims, verdicts
@@ -138,14 +138,27 @@ def reversals(found: Mapping[str, Agreement]) -> str:
     return "\n".join(["The other way round than in the paper (better with us over better in the paper):", "", *lines])
 
 
-def swept(sweep: Sweep, results: ComparisonResults, scores: Scores) -> str:
+def swept(sweep: Sweep, results: ComparisonResults) -> str:
     """One option's table, beside the paper's where it has one."""
-    table = sweep_table(sweep, results, scores)
+    own = of_same_seeds(results, sweep)
+    table = sweep_table(sweep, own, Scores(own.judgements))
     if not table.rows:
         return ""
-    parts = [f"## {sweep.name.capitalize()} {sweep.symbol}", level_table(table, sweep.symbol)]
-    if any(cell.value and cell.value.seeds < 3 for row in table.rows for cell in row.cells.values()):
-        parts.append("Fewer than three seeds: intervals are over prompts where there is one seed; no marks.")
+    compared = [name for name in ("clip", "facts", results.overall) if name in table.columns]
+    gains = [
+        [row.title, *(gain(row.cells[name].difference, COLUMNS[name].decimals) for name in compared),
+         whole(row.cost["updates"]) if row.cost else NONE]
+        for row in table.rows
+    ]  # fmt: skip
+    parts = [
+        f"## {sweep.name.capitalize()} {sweep.symbol}", level_table(table, sweep.symbol),
+        "Against the base model's images of the same prompts and noise:",
+        markdown_table([sweep.symbol, *(COLUMNS[name].title for name in compared), "updates"], gains),
+    ]  # fmt: skip
+    seeds = len({row.seed for row in own.judgements})
+    parts.append(f"All rows are of the {seeds} seed{'s' if seeds > 1 else ''} that every value has.")
+    if seeds < 3:
+        parts[-1] += " That is fewer than three, so no marks; with one, intervals are over prompts alone."
     theirs = paper.SWEEPS.get(sweep.name)
     if theirs:
         number = {"branches": 2, "steps": 3}[sweep.name]

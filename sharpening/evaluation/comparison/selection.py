@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sharpening.evaluation.comparison.records import Setting, SystemCost
-from sharpening.evaluation.comparison.results import ComparisonResults
+from sharpening.evaluation.comparison.results import ComparisonResults, Sweep
 from sharpening.evaluation.comparison.scores import Scores
 from sharpening.evaluation.comparison.systems import BASE, SYSTEMS
 
@@ -40,6 +41,23 @@ def main_settings(results: ComparisonResults, scores: Scores) -> dict[str, Setti
         limit = results.search_multiple * base.nfe * ROUNDING if base else float("inf")
         found[name] = max((s for s in choices if s.nfe <= limit), key=lambda s: s.nfe, default=choices[0])
     return found
+
+
+def of_same_seeds(results: ComparisonResults, sweep: Sweep) -> ComparisonResults:
+    """What was measured with the seeds that every value of an option has, so that its rows compare.
+
+    Args:
+        results: everything measured.
+        sweep: the option.
+
+    Returns:
+        Judgements and costs of those seeds, of all systems.
+    """
+    systems = {*sweep.systems.values(), BASE}
+    seeds = [{row.seed for row in results.judgements if row.system == system} for system in systems]
+    common = set.intersection(*(own for own in seeds if own)) if any(seeds) else set()
+    judgements = [row for row in results.judgements if row.seed in common]
+    return replace(results, judgements=judgements, costs=[cost for cost in results.costs if cost.seed in common])
 
 
 def mean_cost(costs: Iterable[SystemCost], setting: Setting) -> dict[str, float] | None:

@@ -1,0 +1,100 @@
+"""A Ray head of its own for a test, and jobs submitted to it as a user submits them."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.runs import PATIENCE_S, ROOT, wait_for
+
+SECRETS = {"HF_TOKEN": "hf_s3cretOfTheHub", "OPENAI_API_KEY": "sk-s3cretOfTheGrader"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node with its dashboard, which asks for a token.
+
+    Attributes:
+        address: the dashboard's.
+        environment: of the shell that started it, which has the token and other people's secrets.
+    """
+
+    address: str
+    environment: dict[str, str]
+
+    def jobs(self) -> str:
+        """What the dashboard tells about the jobs."""
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        return httpx.get(f"{self.address}/api/jobs/", headers=token).raise_for_status().text
+
+    def submit(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        """`ray job submit -- python rayjobs/rlhf.py …`, which ends with the job and writes its log."""
+        return subprocess.Popen(
+            [_ray(), "job", "submit", "--address", self.address, "--working-dir", str(ROOT), "--",
+             "python", "rayjobs/rlhf.py", *arguments],
+            cwd=ROOT, env=self.environment, start_new_session=True, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+@contextmanager
+def head(home: Path, log: Path) -> Iterator[Head]:
+    """`ray start --head` on ports of its own, ended with the block.
+
+    Args:
+        home: home folder of its user.
+        log: where its processes write.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
+    environment = kept | SECRETS | {
+        "HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0",
+    }  # fmt: skip
+    dashboard, agent, client = _free_ports(3)
+    found = Head(f"http://127.0.0.1:{dashboard}", environment)
+    command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
+               "--node-ip-address", "127.0.0.1", "--dashboard-port", str(dashboard),
+               "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]  # fmt: skip
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=home, env=environment, start_new_session=True, stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_for(lambda: process.poll() is not None or _answers(found.address), "the dashboard")
+            assert process.poll() is None, log.read_text()
+            yield found
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE_S)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _answers(address: str) -> bool:
+    """Whether there is somebody, who wants a token."""
+    try:
+        return httpx.get(f"{address}/api/jobs/").status_code in (401, 403)
+    except httpx.TransportError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _ray() -> str:
+    return str(Path(sys.executable).with_name("ray"))
