@@ -385,7 +385,7 @@ print(json.dumps([len(source), *(batch(int(update)) for update in sys.argv[3:])]
 @pytest.fixture(scope="module")
 def ten_million_rows(tmp_path_factory):
     """10⁷ rows of five pictures and the row's number, some 100 MiB."""
-    path, per_group = tmp_path_factory.mktemp("many") / "many.parquet", 10_000
+    path, per_group = tmp_path_factory.mktemp("many") / "many.parquet", 1000  # as `write_images` has them
     images = pa.array([encoded(picture(number, 4, 4)) for number in range(5)] * (per_group // 5))
     schema = pa.schema({"image": pa.binary(), "text": pa.string()})
     with pq.ParquetWriter(path, schema, use_dictionary=["image"], write_statistics=False) as writer:
@@ -406,9 +406,7 @@ def test_ten_million_rows_are_resumed_anywhere_in_constant_memory(ten_million_ro
     growth = [kib / 1024 for _, _, kib in batches]
     with capsys.disabled():
         print(f"\n10⁷ rows: {growth[0]:.0f} MiB until the first batch, {growth[2]:.0f} MiB after two resumes")
-    # Arrow's pools alone are some 45 MiB. The captions have 75 MiB more, and so has a permutation; all of it, a GiB.
-    assert growth[0] < 100
-    assert growth[2] < 120
+    assert growth[2] < 64  # without the reading, a permutation alone has 76 MiB
     # Read from the start, in this process.
     stream = Stream(ROWS, 3, PER_UPDATE)
     walked = [stream.index(update, slot) for update in range(RESUMED + 1) for slot in range(PER_UPDATE)]
