@@ -6,7 +6,6 @@
 Starts no Ray and no model. Exit codes are those of `rayjobs/rlhf.py`.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,28 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     from rayjobs.command_line import read
-    from rayjobs.errors import JobError
+    from rayjobs.outcome import outcome
     from rayjobs.simulation.options import CapacityOptions
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if argv is None else argv)
     if given and not given[0].startswith("-"):
         given = ["--run", *given]
-    try:
+
+    def work() -> None:
         options = read(CapacityOptions, given, "capacity.py")
         assert isinstance(options, CapacityOptions)
         from rayjobs.simulation.plan import run_plan
 
         print(run_plan(options))
-    except JobError as error:
-        print(f"capacity: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("capacity: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return outcome("capacity", work)
 
 
 if __name__ == "__main__":

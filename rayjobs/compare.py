@@ -8,7 +8,6 @@ It keeps what it has measured and goes on from there when it is started again wi
 those of `rayjobs/rlhf.py`.
 """
 
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,28 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from rayjobs.command_line import read
     from rayjobs.comparison.options import CompareOptions
-    from rayjobs.errors import JobError
+    from rayjobs.outcome import outcome
     from rayjobs.signals import interrupt_on_sigterm
 
-    interrupt_on_sigterm()  # or the training job that it started would stay behind
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> None:
         options = read(CompareOptions, given, "compare.py")
         assert isinstance(options, CompareOptions)
         from rayjobs.comparison.run import Comparison
 
-        path = Comparison(options, shlex.join(["python", "rayjobs/compare.py", *given])).execute()
-    except JobError as error:
-        print(f"compare: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("compare: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"report: {path}")
-    return 0
+        print(f"report: {Comparison(options, shlex.join(['python', 'rayjobs/compare.py', *given])).execute()}")
+
+    interrupt_on_sigterm()  # or the training job that it started would stay behind
+    return outcome("compare", work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What the fine-tuning jobs' files share: parse, validate, run, and an exit code for whatever happens."""
 
-import io
 import sys
 from collections.abc import Sequence
 
 from rayjobs.command_line import parse
-from rayjobs.errors import JobError
+from rayjobs.outcome import outcome
 from rayjobs.validation import validate
 
 
@@ -21,20 +20,12 @@ def run_job(argv: Sequence[str] | None, program: str, methods: Sequence[str]) ->
         0 when all updates were made, 2 when an option is wrong (nothing was started), 1 when the run had to stop (its
         last checkpoint is intact, and the message says how to continue), 130 on Ctrl-C.
     """
-    name = program.removesuffix(".py")
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
+
+    def work() -> None:
         asked = parse(sys.argv[1:] if argv is None else argv, program, methods)
         options = validate(asked)
         from rayjobs.runtime.driver import run
 
         run(options, asked=asked)
-    except JobError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return outcome(program.removesuffix(".py"), work)

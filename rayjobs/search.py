@@ -7,7 +7,6 @@
 Exit codes are those of `rayjobs/rlhf.py`.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,25 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     from rayjobs.command_line import read
-    from rayjobs.errors import JobError
+    from rayjobs.outcome import outcome
     from rayjobs.search_options import SearchJobOptions
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
+    def work() -> None:
         options = read(SearchJobOptions, list(sys.argv[1:] if argv is None else argv), "search.py")
         assert isinstance(options, SearchJobOptions)
         from rayjobs.runtime.searching import SearchRun
 
         print(SearchRun(options).execute())
-    except JobError as error:
-        print(f"search: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("search: interrupted; the same command with --output_dir goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return outcome("search", work, "the same command with --output_dir goes on from here")
 
 
 if __name__ == "__main__":

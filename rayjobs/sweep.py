@@ -10,7 +10,6 @@ What stands behind `--` are flags of `rayjobs/rlhf.py` (or, with `--method`, of 
 those of `rayjobs/rlhf.py`.
 """
 
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -68,25 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from rayjobs.errors import JobError
+    from rayjobs.outcome import outcome
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> None:
         options, job, folder = read_sweep(given)
         from rayjobs.sweeping.run import Sweep
 
         table = Sweep(options, job, folder, shlex.join(["python", "rayjobs/sweep.py", *given])).execute()
-    except JobError as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("sweep: interrupted; go on with --resume --output_dir and its folder", file=sys.stderr)
-        return 130
-    print(f"\n{table}", flush=True)
-    return 0
+        print(f"\n{table}", flush=True)
+
+    return outcome("sweep", work, "go on with --resume --output_dir and its folder")
 
 
 if __name__ == "__main__":

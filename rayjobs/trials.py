@@ -7,7 +7,6 @@
 It goes on from what it has when it is started again with the same folder. Exit codes are those of `rayjobs/rlhf.py`.
 """
 
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,32 +24,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from rayjobs.command_line import read
     from rayjobs.comparison.options import TrialsOptions
-    from rayjobs.errors import JobError
+    from rayjobs.outcome import outcome
     from rayjobs.signals import interrupt_on_sigterm
 
-    interrupt_on_sigterm()  # or the training job that it started would stay behind
-    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ still gets its help
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def work() -> None:
         options = read(TrialsOptions, given, "trials.py")
         assert isinstance(options, TrialsOptions)
         from rayjobs.comparison.tuning import Tuning
+        from sharpening.evaluation.comparison.sections import trials_table
 
         tuning = Tuning(options, shlex.join(["python", "rayjobs/trials.py", *given]))
         path = tuning.execute()
-    except JobError as error:
-        print(f"trials: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trials: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    from sharpening.evaluation.comparison.sections import trials_table
+        print(f"{trials_table(tuning.trials())}\ntrials: {path}")
 
-    print(trials_table(tuning.trials()))
-    print(f"trials: {path}")
-    return 0
+    interrupt_on_sigterm()  # or the training job that it started would stay behind
+    return outcome("trials", work, "the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,14 @@ class Comparison:
     def __init__(self, options: CompareOptions, command: str) -> None:
         self.options, self._command = options.resolved(), command
         self._trials = read_trials(self.options.trials, self.options.methods)
-        overrides = {**chosen(self._trials), **read_overrides(self.options)}
+        overrides = read_overrides(self.options)
+        tuned = {system: options for system, options in chosen(self._trials).items() if system not in overrides}
         self.folder = Path(machine.lasting(self.options.output_dir)).expanduser()
-        told = self.options.model_dump(mode="json", exclude=NOT_KEPT) | {"overrides": overrides}
+        told = self.options.model_dump(mode="json", exclude=NOT_KEPT) | {"overrides": {**tuned, **overrides}}
         claim(self.folder, CONFIG, told, GROWING)
         self._started = time.monotonic()
         self._store = Store(self.folder)
-        self._trainings = Trainings(self.folder, self.options, overrides, self.say)
+        self._trainings = Trainings(self.folder, self.options, overrides, self.say, tuned)
 
     def say(self, text: str) -> None:
         """Tell what goes on.
@@ -74,7 +75,7 @@ class Comparison:
         measurement = Measurement(options, self._store, self._trainings, self.say)
         try:
             for seed in options.seeds:
-                self._trainings.train_all([Training.of(method, seed) for method in options.methods])
+                self._trainings.train_all([self._trainings.of(method, seed) for method in options.methods])
                 measurement.measure(self._done([seed]), [seed], options.searches)
                 path = self._report()
             self._trainings.train_all(list(self._swept()))
@@ -95,11 +96,11 @@ class Comparison:
                     continue  # systems of the comparison itself
                 kind = type(options_class("rlhf").model_fields[name].default)
                 for seed in self.options.sweep_seeds:
-                    yield Training(system, "rlhf", seed, {name: kind(value)})
+                    yield self._trainings.varied(system, "rlhf", seed, name, kind(value))
 
     def _done(self, seeds: list[int] | None = None) -> list[Training]:
         """Finished trainings, of some seeds or of all with the sweeps."""
-        main = [Training.of(m, seed) for seed in seeds or self.options.seeds for m in self.options.methods]
+        main = [self._trainings.of(m, seed) for seed in seeds or self.options.seeds for m in self.options.methods]
         return [t for t in [*main, *([] if seeds else self._swept())] if self._trainings.done(t)]
 
     def _wanted(self) -> Iterator[str]:

@@ -61,15 +61,17 @@ class Trainings:
     Args:
         folder: The comparison's folder.
         options: The comparison's options.
-        overrides: Options by method's name.
+        overrides: Options by method's name, which its variants have too.
         say: Where progress goes.
+        tuned: Options that won a tuning, by system's name: a variant has its own, not its method's.
     """
 
     def __init__(
         self, folder: Path, options: BudgetOptions, overrides: Mapping[str, Mapping[str, Any]],
-        say: Callable[[str], None],
+        say: Callable[[str], None], tuned: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self._folder, self._options, self._overrides, self._say = folder, options, overrides, say
+        self._tuned = tuned or {}
         self._running: set[subprocess.Popen[str]] = set()
         self.failed: dict[str, str] = {}
 
@@ -99,6 +101,34 @@ class Trainings:
             self._run(folder, training.method, values | short_warmup(options_class(training.method)(**values)))
         return folder
 
+    def of(self, system: str, seed: int) -> Training:
+        """The training of a system with the options that it was tuned to.
+
+        Args:
+            system: A method, or a variant of one.
+            seed: Its seed.
+
+        Returns:
+            The training.
+        """
+        training = Training.of(system, seed)
+        return replace(training, changes={**training.changes, **self._tuned.get(system, {})})
+
+    def varied(self, system: str, method: str, seed: int, option: str, value: Any) -> Training:
+        """The training of a method with one option changed, the others its own.
+
+        Args:
+            system: What it is called.
+            method: The method.
+            seed: Its seed.
+            option: The option's name.
+            value: Its value.
+
+        Returns:
+            The training.
+        """
+        return Training(system, method, seed, {**self._tuned.get(method, {}), option: value})
+
     def own(self, method: str, option: str) -> Any:
         """What an option of a method is where nothing varies it.
 
@@ -110,7 +140,7 @@ class Trainings:
             Its value in this comparison.
         """
         default = options_class(method).model_fields[option].default
-        return self._overrides.get(method, {}).get(option, default)
+        return {option: default, **self._tuned.get(method, {}), **self._overrides.get(method, {})}[option]
 
     def train_all(self, trainings: Sequence[Training]) -> None:
         """Train one after the other; side by side where no clock decides how long each trains.

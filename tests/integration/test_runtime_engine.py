@@ -34,6 +34,9 @@ from sharpening.policies import load_policy
 from sharpening.prepare import prepare
 from sharpening.shapes.benchmark import BenchmarkPrompt
 from sharpening.updates import micro_batches
+from tests.compiling import graphs
+
+__all__ = ["graphs"]  # a fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,16 +100,6 @@ def step(module: Any, engine: Any, experience: Experience) -> tuple[list[float],
 def weights(module: Any, engine: Any) -> dict[str, torch.Tensor]:
     with whole_weights(engine):
         return module.policy.trainable_state()
-
-
-@pytest.fixture
-def graphs() -> Iterator[CompileCounterWithBackend]:
-    """Count what torch.compile captures; it runs as captured, for there is no C++ compiler."""
-    counter = CompileCounterWithBackend("aot_eager")
-    torch.compiler.set_default_backend(counter)
-    yield counter
-    torch.compiler.set_default_backend(None)
-    torch.compiler.reset()
 
 
 LORA = {"rank": 4, "lora_alpha": 8.0, "lora_target_modules": ("to_q", "to_out.0")}  # few layers: ZeRO 3 minds each

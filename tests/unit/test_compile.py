@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,10 @@ from sharpening.policies import load_policy
 from sharpening.policies.base import Policy
 from sharpening.prepare import prepare
 from tests import tiny_pipelines
+from tests.compiling import graphs
 from tests.tiny_pipelines import CHANNELS, SIDE
 
-
-@pytest.fixture
-def graphs() -> Iterator[CompileCounterWithBackend]:
-    """Count what torch.compile captures, forward and backward; it runs as captured, as making C++ takes minutes."""
-    counter = CompileCounterWithBackend("aot_eager")
-    torch.compiler.set_default_backend(counter)
-    yield counter
-    torch.compiler.set_default_backend(None)
-    torch.compiler.reset()
+__all__ = ["graphs"]  # a fixture
 
 
 def prepared(folder: Path, rank: int, compiled: bool) -> Policy:

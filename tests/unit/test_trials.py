@@ -12,7 +12,7 @@ from rayjobs.comparison.options import CompareOptions, TrialsOptions
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.run import Comparison
 from rayjobs.comparison.tasks import DrawTask
-from rayjobs.comparison.trainings import SUMMARY
+from rayjobs.comparison.trainings import SUMMARY, Trainings
 from rayjobs.comparison.tuning import Tuning, read_candidates
 from rayjobs.errors import OptionError
 from rayjobs.trials import main
@@ -92,6 +92,19 @@ def test_the_best_trial_is_what_the_comparison_runs(tmp_path: Path) -> None:
     assert isinstance(options, CompareOptions)
     comparison = Comparison(options, "")
     assert json.loads((comparison.folder / "comparison.json").read_text())["overrides"] == {"dpo": {"beta": 100.0}}
+
+
+def test_a_variant_has_its_own_winner_and_a_sweep_its_methods(tmp_path: Path) -> None:
+    options = read(CompareOptions, ["--output_dir", str(tmp_path)], "compare.py")
+    assert isinstance(options, CompareOptions)
+    tuned: dict[str, dict[str, Any]] = {"rlhf": {"inner_steps": 2, "branches": 3}, "rlhf_guided": {"beta": 100.0}}
+    trainings = Trainings(tmp_path, options, {}, lambda text: None, tuned)
+    assert trainings.of("rlhf", 1).changes == tuned["rlhf"]
+    assert trainings.of("rlhf_image", 1).changes == {"selection": "image"}  # nothing of rlhf's
+    guided = trainings.of("rlhf_guided", 1)
+    assert (guided.method, guided.changes["beta"], guided.changes["guidance_scale"]) == ("rlhf", 100.0, 3.0)
+    assert trainings.varied("rlhf, n = 8", "rlhf", 0, "branches", 8).changes == {"inner_steps": 2, "branches": 8}
+    assert (trainings.own("rlhf", "branches"), trainings.own("rlhf", "branch_steps")) == (3, 1)
 
 
 def test_a_folder_is_one_tunings(tmp_path: Path) -> None:
