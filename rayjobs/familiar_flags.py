@@ -26,6 +26,9 @@ REWARDS = {"clip": "clip", "image_reward": "image_reward", "compositional": "com
 """What the paper's public code lets `--reward_model` be, and the name of that reward here. Ours is a folder or hub id,
 so these four words, which no model is called, are read as `--reward`."""
 
+TEXTS = {"validation_prompts": "validation_prompt"}
+"""Numbers here that are texts in diffusers' scripts, and the option that has the texts here."""
+
 ANYWAY = {"center_crop": ("", "true"), "image_interpolation_mode": ("lanczos",), "timestep_bias_strategy": ("none",)}
 """Flags that ask, with these values, for what is done anyway ("": alone); they are read and change nothing."""
 
@@ -59,13 +62,6 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "num_train_epochs": (NO_EPOCHS, "pass --max_train_steps"),
     "validation_epochs": (NO_EPOCHS, "pass --validation_steps, in updates"),
-    "validation_prompt": (
-        "a run looks at held-out prompts of a benchmark, whose noise is fixed, so that looks can be compared",
-        "leave it out; --validation_steps and --validation_prompts say how often and at how many",
-    ),
-    "num_validation_images": (
-        "a look draws one image for each of its held-out prompts", "pass --validation_prompts",
-    ),
     "scale_lr": (
         "an update is a mean over all its prompts, whatever the number of devices, so there is nothing to scale by",
         "leave it out, and choose --learning_rate for --prompts_per_update",
@@ -130,13 +126,15 @@ def translate(argv: Sequence[str], model: type[Options]) -> list[str]:
     Raises:
         OptionError: If flags are among them that do not apply; it names all of them.
     """  # noqa: DOC502
-    _check(_flags(argv), model)
+    flags = _flags(argv)
+    _check(flags, model)
+    given = iter(flags)
     written, kept = [], True
     for word in argv:
         if word.startswith("--"):
             name, separator, value = word.removeprefix("--").partition("=")
             kept = name in model.model_fields or name not in ANYWAY
-            word = f"--{_known_name(name, model)}{separator}{value}"
+            word = f"--{_known_name(name, next(given)[1], model)}{separator}{value}"
         if kept:
             written.append(word)
     return written
@@ -158,7 +156,7 @@ def translate_file(values: Mapping[Any, Any], model: type[Options]) -> dict[str,
     named = {str(name): value for name, value in values.items()}
     _check(((name, _words(value)) for name, value in named.items()), model)
     return {
-        _known_name(name, model): value
+        _known_name(name, _words(value), model): value
         for name, value in named.items()
         if name in model.model_fields or name not in ANYWAY
     }
@@ -211,9 +209,19 @@ def _refusal(name: str, words: Sequence[str], model: type[Options]) -> OptionErr
     return None
 
 
-def _known_name(name: str, model: type[Options]) -> str:
-    """The name that an alias stands for; any other name as it is."""
+def _known_name(name: str, words: Sequence[str], model: type[Options]) -> str:
+    """The name that an alias stands for, or a name that has texts where ours has a number; any other as it is."""
+    if TEXTS.get(name) in model.model_fields and words and not (len(words) == 1 and _is_number(words[0])):
+        return TEXTS[name]
     return name if name in model.model_fields else ALIASES.get(name, name)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return word in ("true", "false")  # of a file, and no text either
+    return True
 
 
 def settle_reward(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ PLACES = (
     "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
 )  # fmt: skip
 """Options that say where a run is."""
+OWN_IMAGES = 4
+"""Images of each of the user's own prompts, as in diffusers' scripts."""
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 TRAINING = TrainingOptions()
 GROUPS = {
@@ -238,6 +240,14 @@ class JobOptions(RewardOptions):
         6, "evaluation", "updates", "updates between looks at other held-out prompts; 0 for none", resume=False, ge=0
     )
     validation_prompts: int = option(48, "evaluation", "prompts", "how many of those", resume=False, ge=2)
+    validation_prompt: tuple[str, ...] = option(
+        (), "evaluation", "texts", "your own prompts, drawn before training, at every look and after it, each with its "
+        "reward; --validation_prompts with texts is the same", shown="none", resume=False,
+    )  # fmt: skip
+    num_validation_images: int | None = option(
+        None, "evaluation", "images a prompt", "images of each of your own prompts, each from noise of its own",
+        shown=f"{OWN_IMAGES} with --validation_prompt", resume=False, ge=1,
+    )  # fmt: skip
     skip_evaluation: bool = option(False, "evaluation", "switch", "train only", resume=False)
 
     # output
@@ -288,6 +298,18 @@ class JobOptions(RewardOptions):
         if not value or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
             raise ValueError("must be inside the run folder; pass a relative name such as logs")
         return value
+
+    @field_validator("validation_prompt", mode="before")
+    @classmethod
+    def _check_own_prompts(cls, value: Any) -> Any:
+        """Accept one text or several, as diffusers' scripts do; a comma is part of a prompt."""
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a prompt is a text, and {text} is none; put it in quotes")
+            if not text.strip():
+                raise ValueError("a prompt without any text; write one, or leave the option out")
+        return tuple(text.strip() for text in texts)
 
     @field_validator("eval_guidance_scales", mode="before")
     @classmethod

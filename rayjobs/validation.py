@@ -13,7 +13,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
 from rayjobs.errors import OptionError
-from rayjobs.options import EMBEDDED, ImageOptions, JobOptions
+from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
@@ -22,6 +22,8 @@ from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError
 from sharpening.options.training import CONSTANT
 from sharpening.rewards.terms import reward_column
+
+MOST_OWN_IMAGES = 96  # of the user's own prompts, in the grid of one look
 
 
 def validate(options: JobOptions) -> JobOptions:
@@ -32,8 +34,8 @@ def validate(options: JobOptions) -> JobOptions:
 
     Returns:
         A copy in which `output_dir`, `resolution`, `gradient_accumulation_steps`, `eval_steps`,
-        `eval_guidance_scales`, `reward_config` (what the file holds) and, unless a cluster decides, `use_gpu` and
-        `deepspeed_config` have their values.
+        `eval_guidance_scales`, `num_validation_images`, `reward_config` (what the file holds) and, unless a cluster
+        decides, `use_gpu` and `deepspeed_config` have their values.
 
     Raises:
         OptionError: For the first thing that is wrong.
@@ -51,6 +53,7 @@ def validate(options: JobOptions) -> JobOptions:
         check_deepspeed(load_deepspeed(options.deepspeed_config), options)
     resolution = check_model(options)
     check_watched(options)
+    check_own_prompts(options)
     check_tiny_vae(options)
     settings = check_rewards(options)
     check_data(options.model_copy(update={"resolution": resolution}))
@@ -59,6 +62,7 @@ def validate(options: JobOptions) -> JobOptions:
         "gradient_accumulation_steps": options.accumulation,
         "eval_steps": options.eval_steps or options.rollout_steps,
         "eval_guidance_scales": options.guidance_scales,
+        "num_validation_images": options.num_validation_images or (OWN_IMAGES if options.validation_prompt else None),
         "reward_config": settings,
     }
     resolved = options.model_copy(update=derived)
@@ -420,6 +424,28 @@ def check_watched(options: JobOptions) -> None:
             category = taken.get(reward_column(term.name))
             if category is not None:
                 raise OptionError(option, f"'{term.name}' is a category of the evaluation", "rename the class")
+
+
+def check_own_prompts(options: JobOptions) -> None:
+    """Refuse the user's own prompts where nothing would draw them, or more images than a grid can show."""
+    name, count = "validation_prompt", len(options.validation_prompt)
+    if not count:
+        if options.num_validation_images is not None:
+            raise OptionError(
+                "num_validation_images", "counts images of your own prompts, and there are none",
+                "pass --validation_prompt, or leave it out",
+            )  # fmt: skip
+        return
+    if options.skip_evaluation:
+        raise OptionError(name, "with --skip_evaluation nothing is drawn but rollouts", "leave out one of the two")
+    if not options.validation_steps:
+        raise OptionError(name, "with --validation_steps 0 there are no looks", "pass --validation_steps 1 or more")
+    images = options.num_validation_images or OWN_IMAGES
+    if count * images > MOST_OWN_IMAGES:
+        raise OptionError(
+            name, f"{count} prompts × {images} images are {count * images} a look, and a grid shows {MOST_OWN_IMAGES}",
+            "pass fewer, or a smaller --num_validation_images",
+        )  # fmt: skip
 
 
 def _reason(error: Exception) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rayjobs.errors import JobError
 from sharpening.evaluation.events import EVENTS, read_events
 from sharpening.evaluation.metrics import read_metrics
-from sharpening.evaluation.run_folder import CONFIG, COST, EVALUATION, SUMMARY, VALIDATION, VERSIONS
+from sharpening.evaluation.run_folder import CONFIG, COST, EVALUATION, OWN_PROMPTS, SUMMARY, VALIDATION, VERSIONS
 
 Row = dict[str, Any]
 Found = TypeVar("Found")
@@ -31,6 +31,7 @@ class Contents:
         versions: What the run ran on; empty where the file is missing.
         rows: One an update.
         looks: One a look at held-out prompts.
+        own: One an image of the user's own prompts.
         evaluation: One a prompt, phase and guidance scale.
         cost: The cost account; empty where the file is missing.
         summary: What a finished run found; empty before.
@@ -42,6 +43,7 @@ class Contents:
     versions: Row
     rows: list[Row]
     looks: list[Row]
+    own: list[Row]
     evaluation: list[Row]
     cost: Row
     summary: Row
@@ -91,6 +93,7 @@ def read_contents(folder: Path) -> Contents:
         versions=_json(folder / VERSIONS),
         rows=_found(lambda: read_metrics(folder), folder / "metrics.jsonl") or [],
         looks=_parquet(folder / VALIDATION, ("update", "reward", "facts")),
+        own=_parquet(folder / OWN_PROMPTS, ("update", "reward")),
         evaluation=_parquet(folder / EVALUATION, ("index", "prompt", "category", "phase", "guidance_scale", "reward")),
         cost=_json(folder / COST),
         summary=_json(folder / SUMMARY),

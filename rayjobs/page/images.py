@@ -34,6 +34,7 @@ class Grid:
         height: Pixels.
         captions: The prompts, in the order of the cells; empty where the file does not tell them.
         update: Updates made when it was drawn, 0 for the other grids.
+        verified: Whether verifiers may have marked facts in it.
     """
 
     name: str
@@ -43,12 +44,14 @@ class Grid:
     height: int
     captions: list[str]
     update: int = 0
+    verified: bool = True
 
     @property
     def alt(self) -> str:
         """What stands for the picture where it is not seen."""
         cells = f"{len(self.captions)} prompts" if self.captions else "prompts"
-        return f"Sample grid, {self.title}: {cells}, each image with its prompt and a mark for every verified fact"
+        marks = "a mark for every verified fact" if self.verified else "its reward"
+        return f"Sample grid, {self.title}: {cells}, each image with its prompt and {marks}"
 
 
 def sample_grids(folder: Path) -> list[Grid]:
@@ -73,17 +76,33 @@ def look_grids(folder: Path) -> list[Grid]:
     Returns:
         Grids of the same prompts from the same noise.
     """
+    return _by_update(folder, "samples", verified=True)
+
+
+def own_grids(folder: Path) -> list[Grid]:
+    """Grids of the user's own prompts, by rising update, the base model's first; of very many, some evenly spread ones.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Grids of the same prompts from the same noise.
+    """
+    return _by_update(folder, "own_prompts", verified=False)
+
+
+def _by_update(folder: Path, stem: str, verified: bool) -> list[Grid]:
     found = {
         int(match[1]): path
-        for path in folder.glob("samples_*.png")
-        if (match := re.fullmatch(r"samples_(\d+)", path.stem))
+        for path in folder.glob(f"{stem}_*.png")
+        if (match := re.fullmatch(rf"{stem}_(\d+)", path.stem))
     }
     updates = sorted(found)
     kept = [updates[place] for place in thinned(len(updates), MOST_LOOKS)]
-    return [_grid(found[update], f"after update {update}", update) for update in kept]
+    return [_grid(found[update], f"after update {update}", update, verified) for update in kept]
 
 
-def _grid(path: Path, title: str, update: int = 0) -> Grid:
+def _grid(path: Path, title: str, update: int = 0, verified: bool = True) -> Grid:
     import PIL.Image
 
     try:
@@ -95,7 +114,7 @@ def _grid(path: Path, title: str, update: int = 0) -> Grid:
             if len(contents) > LARGEST:
                 contents, kind = _packed(picture), "webp"
             url = f"data:image/{kind};base64,{b64encode(contents).decode()}"
-            return Grid(path.name, title, url, picture.width, picture.height, told.splitlines(), update)
+            return Grid(path.name, title, url, picture.width, picture.height, told.splitlines(), update, verified)
     except (OSError, SyntaxError, ValueError) as error:
         raise PageError(f"{path} is no whole picture ({error}); move it away to leave it out") from error
 

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rayjobs.page import charts, images, settings, tables
@@ -15,7 +16,9 @@ MOST_ROWS = 200  # rows of the table of all updates; the whole of it is in metri
 FILES = {
     "config.json": "every option, resolved", "metrics.parquet": "one row an update",
     "metrics.jsonl": "the same, while the run goes on", "evaluation.parquet": "held-out prompts before and after",
-    "validation.parquet": "looks at held-out prompts", "events.jsonl": "what happened besides updates",
+    "validation.parquet": "looks at held-out prompts",
+    "own_prompts.parquet": "rewards of your own prompts' images, look by look",
+    "events.jsonl": "what happened besides updates",
     "cost.json": "the cost account", "summary.json": "the final table for programs", "pipeline": "the trained model",
     "checkpoints": "what a resumed run goes on from",
 }  # fmt: skip
@@ -73,8 +76,6 @@ def _facts(contents: Contents) -> dict[str, Any]:
     groups = settings.settings(contents.config)
     drawn = charts.charts(contents)
     blocks = tables.headline(contents)
-    looks = images.look_grids(contents.folder)
-    told = {int(look["update"]): look for look in contents.looks}
     return {
         "name": contents.folder.resolve().name, "config": contents.config, "state": state(contents),
         "tiles": _tiles(contents, blocks), "blocks": blocks, "base_model": tables.base_model(contents),
@@ -83,8 +84,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
         "frame": {"left": charts.LEFT, "right": charts.RIGHT,
                   "top": charts.TOP, "bottom": charts.BOTTOM},
         "updates": _updates(contents), "made": contents.updates,
-        "grids": images.sample_grids(contents.folder), "looks": looks, "told": {u: _look(told.get(u)) for u in
-                                                                               (grid.update for grid in looks)},
+        "grids": images.sample_grids(contents.folder), "looks": _looks(contents),
         "cost": tables.cost_bars(contents.cost), "wall": contents.cost.get("seconds", {}).get("wall"),
         "faults": tables.faults(contents), "events": contents.events, "seconds": seconds,
         "groups": groups, "changed": settings.changed(groups), "versions": tables.versions(contents),
@@ -150,10 +150,28 @@ def _cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _look(look: dict[str, Any] | None) -> str:
+def _looks(contents: Contents) -> list[dict[str, Any]]:
+    """Series of grids that a slider steps through: held-out prompts, then the user's own."""
+    held_out = {int(look["update"]): _look(look) for look in contents.looks}
+    own: dict[int, list[float]] = {}
+    for row in contents.own:
+        own.setdefault(int(row["update"]), []).extend([] if row["reward"] is None else [row["reward"]])
+    means = {update: f"reward {fixed(fmean(found), 2)}" if found else "not scored" for update, found in own.items()}
+    series = [
+        {"title": "As the model learns", "note": "Other held-out prompts, from the same noise at every look.",
+         "label": "look at held-out prompts", "grids": images.look_grids(contents.folder), "told": held_out},
+        {"title": "Your own prompts",
+         "note": "Before training, at every look and after it, from the same noise, each image with its reward. No "
+         "verifier knows what they claim.",
+         "label": "look at your own prompts", "grids": images.own_grids(contents.folder), "told": means},
+    ]  # fmt: skip
+    for look in series:
+        look["told"] = {grid.update: look["told"].get(grid.update, "") for grid in look["grids"]}
+    return [look for look in series if look["grids"]]
+
+
+def _look(look: dict[str, Any]) -> str:
     """What a look at held-out prompts found, in words."""
-    if look is None:
-        return ""
     told = [f"reward {fixed(look['reward'], 2)}"] if look.get("reward") is not None else []
     told += [f"facts {fixed(look['facts'], 3)}"] if look.get("facts") is not None else []
     return ", ".join(told)

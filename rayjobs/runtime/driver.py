@@ -18,10 +18,12 @@ from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
+from rayjobs.runtime.evaluation import EvaluationPart
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.labels import label
 from rayjobs.runtime.look_grids import write_look
+from rayjobs.runtime.own_prompts import OwnPrompts, own_grid_name
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
@@ -131,21 +133,26 @@ class Run:
         self._catch_signals()
         self._start(stack, connection, namespace)
         report = Report(self.options, self.folder)
-        before = None
-        if report.tasks and not report.before:
-            before = self.coordinator.ask.remote("evaluate", report.tasks, 0, "evaluating before")
+        own = OwnPrompts(self.options, self.folder, report.headline)
+        first = [*([] if report.before else report.tasks), *([] if own.begun else own.tasks)]
+        before = self.coordinator.ask.remote("evaluate", first, 0, "evaluating before") if first else None
         assert self.training is not None
         self.training.start()
         if self.source is None:
             self._rank(report)
         if before is not None:
-            report.take("before", self._await(before))
+            parts, drawn = own.split(self._await(before))
+            if parts:
+                report.take("before", parts)
+            self._show_own(own, drawn, report)
         self.trackers.sample(self.folder.path / "samples_before.png", 0)
-        self._watch(self.training, report)
+        self._watch(self.training, report, own)
         self._check(self.training)
         if report.tasks:
-            after = self.coordinator.ask.remote("evaluate", report.tasks, None, "evaluating after")
-            report.take("after", self._await(after))
+            after = self.coordinator.ask.remote("evaluate", [*report.tasks, *own.tasks], None, "evaluating after")
+            parts, drawn = own.split(self._await(after))
+            report.take("after", parts)
+            self._show_own(own, drawn, report)
             for name in ("samples_after.png", "samples_compared.png"):
                 self.trackers.sample(self.folder.path / name, self.options.max_train_steps)
         saved = self.coordinator.ask.remote("save", [str(self.folder.pipeline.resolve())], None, "saving the pipeline")
@@ -233,20 +240,32 @@ class Run:
             raise self._end(result)
         return result
 
-    def _watch(self, training: launch.Training, report: Report) -> None:
-        """Show the progress until training ends; look at held-out prompts now and then."""
+    def _show_own(self, own: OwnPrompts, parts: list[EvaluationPart], report: Report) -> None:
+        """Keep and tell what the user's own prompts look like, where there are any."""
+        if parts:
+            report.count(parts)
+            own.take(parts)
+            self.progress.say(own.told())
+            self.trackers.own(self.folder.path / own_grid_name(own.updates), own.means, own.updates)
+
+    def _watch(self, training: launch.Training, report: Report, own: OwnPrompts) -> None:
+        """Show the progress until training ends; look at held-out prompts, and the user's own, now and then."""
         held_out = HeldOut(self.options, self.folder.path, report.headline)
         while training.is_alive():
             training.join(POLL)
             status = self._status()
             self._heed_interrupt()
             if status["stop"] is None and status["row"] and held_out.due(status["updates_done"]):
-                parts = self._await(self.coordinator.ask.remote("evaluate", held_out.tasks, None, "validating"))
+                tasks = [*held_out.tasks, *own.tasks]
+                parts, drawn = own.split(
+                    self._await(self.coordinator.ask.remote("evaluate", tasks, None, "validating"))
+                )
                 report.count(parts)
                 alarm = held_out.take(parts, status["row"])
                 write_look(self.folder, parts, self.options.guidance_scale, self.options.seed, report.headline)
                 self.trackers.looks(held_out.rows, self.folder.path)
                 self.progress.say(held_out.told())
+                self._show_own(own, drawn, report)
                 self.coordinator.show.remote(held_out.gauges())
                 if self._observe and held_out.newest["reward"] is not None:
                     self._observe(held_out.newest["update"], held_out.newest["reward"])

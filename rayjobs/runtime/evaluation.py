@@ -54,6 +54,7 @@ class EvaluationPart:
         version: Version of the weights that drew the images.
         parts: Scores by each of several rewards and by those that are only watched, by name; one a prompt, `None`
             where scoring failed.
+        truncated: Prompts that are longer than the model's text encoders read.
     """
 
     task: EvaluationTask
@@ -64,6 +65,7 @@ class EvaluationPart:
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = 0
     parts: dict[str, list[float | None]] = field(default_factory=dict)
+    truncated: int = 0
 
 
 def choose(benchmark: "Sequence[BenchmarkPrompt]", count: int) -> "list[tuple[int, BenchmarkPrompt]]":
@@ -134,6 +136,7 @@ def draw(policy: "Policy", method: "Method", panel: "Panel", task: EvaluationTas
     import torch
 
     from sharpening.methods.collecting import precision
+    from sharpening.policies.prompt_length import overlong
     from sharpening.sampling import sample
     from sharpening.seeds import noise
 
@@ -156,6 +159,7 @@ def draw(policy: "Policy", method: "Method", panel: "Panel", task: EvaluationTas
         images={index: images[i] for i, index in enumerate(task.indices) if index in task.keep},
         nfe=policy.nfe - nfe,
         parts=_parts(panel, answers),
+        truncated=overlong(policy, prompts),
     )
     part.seconds = {"evaluate": drawn - started, "evaluate_score": time.perf_counter() - drawn}
     return part

@@ -12,6 +12,7 @@ from rayjobs.runtime.evaluation import EvaluationPart, grid_images
 from sharpening.evaluation.run_folder import RunFolder
 
 GRID = 12  # images in a look's grid
+COLUMNS = 6  # of them in a row
 SIDE = 192  # pixels, the longest side of an image in it
 MARK = 11  # pixels of a mark: eight of them fit beneath an image of 128
 
@@ -46,6 +47,8 @@ def write_look(
     guidance_scale: float,
     seed: int,
     headline: Callable[[EvaluationPart], list[float | None]] = lambda part: part.rewards,
+    name: str | None = None,
+    columns: int = COLUMNS,
 ) -> None:
     """Write a look's grid, each image with its reward; nothing where its tasks kept no image.
 
@@ -55,6 +58,8 @@ def write_look(
         guidance_scale: Guidance that the images were drawn with.
         seed: The run's seed.
         headline: What a task's reward is for each prompt.
+        name: The grid's file name; a look's by default.
+        columns: Images in a row.
     """
     from sharpening.evaluation.grids import GridStyle, sample_grid
 
@@ -73,8 +78,8 @@ def write_look(
     title = f"after update {update}, guidance {guidance_scale:g}, {steps} steps, seed {seed}"
     notes = [reward_note(rewards[i]) for i in images]
     pictures = np.stack([_small(image) for image in images.values()])
-    grid = sample_grid(pictures, captions, marks, title, GridStyle(128, mark=MARK), notes)
-    folder.write_image(look_name(update), grid, captions)
+    grid = sample_grid(pictures, captions, marks, title, GridStyle(128, columns, mark=MARK), notes)
+    folder.write_image(name or look_name(update), grid, captions)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -102,6 +102,17 @@ class Trackers:
         told = list(rows)
         self._put(lambda tracker, place: _tell_looks(tracker, place, told, folder))
 
+    def own(self, image: Path, numbers: Row, step: int) -> None:
+        """Tell what the user's own prompts look like; a grid that was told before is left out.
+
+        Args:
+            image: The grid.
+            numbers: Mean rewards of its images.
+            step: Updates made.
+        """
+        told = dict(numbers)
+        self._put(lambda tracker, place: _tell_own(tracker, place, image, told, step))
+
     def sample(self, image: Path, step: int) -> None:
         """Tell a sample grid before or after training.
 
@@ -164,6 +175,13 @@ def _tell_sample(tracker: Tracker, place: Place, image: Path, step: int) -> None
     if image.is_file() and image.name not in place.images:
         phase = image.stem.removeprefix("samples_")
         tracker.image(f"samples/{phase}", image, f"benchmark prompts, {phase}", step)
+        place.images.append(image.name)
+
+
+def _tell_own(tracker: Tracker, place: Place, image: Path, numbers: Row, step: int) -> None:
+    if image.name not in place.images:
+        tracker.log(_named("own_prompts", numbers), step)
+        tracker.image("samples/own_prompts", image, f"your own prompts after update {step}", step)
         place.images.append(image.name)
 
 

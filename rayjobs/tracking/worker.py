@@ -24,7 +24,7 @@ class Place:
         identity: What finds the tracker's run again.
         rows: Updates whose metrics it has.
         look: Updates made at the last held-out look it has; -1 before the first.
-        images: Names of the pictures it has, apart from those of looks.
+        images: Names of the pictures it has, apart from those of looks at held-out prompts.
     """
 
     identity: dict[str, str] = field(default_factory=dict)

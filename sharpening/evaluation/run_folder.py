@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG, VERSIONS, SUMMARY, COST = "config.json", "versions.json", "summary.json", "cost.json"
 EVALUATION, VALIDATION, CURVE = "evaluation.parquet", "validation.parquet", "reward_curve.png"
+OWN_PROMPTS = "own_prompts.parquet"
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "safetensors", "numpy",
     "scipy", "pyarrow", "pydantic", "pillow", "matplotlib", "ray", "deepspeed",
@@ -148,9 +149,21 @@ class RunFolder:
         Returns:
             A row a look; none where it did not look.
         """
+        return self._rows(VALIDATION)
+
+    def own_prompts(self) -> list[dict[str, Any]]:
+        """Read what the reward said of the user's own prompts so far.
+
+        Returns:
+            A row an image: `update`, `prompt`, `image` (its number among the prompt's), `reward`, and `reward_<name>`
+            of several rewards; none where the user named no prompt.
+        """
+        return self._rows(OWN_PROMPTS)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
         import pyarrow.parquet as pq
 
-        path = self.path / VALIDATION
+        path = self.path / name
         return pq.read_table(path).to_pylist() if path.exists() else []
 
     def write_curve(

@@ -14,6 +14,7 @@ import torch
 
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
+from sharpening.evaluation.run_folder import RunFolder
 from tests import runs, submitting
 from tests.runs import Models, local_ray, models, served, undisturbed
 from tests.scraping import scrape
@@ -149,12 +150,42 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Model
     assert runs.curve(first) == runs.curve(second)
 
 
+OWN = ("a red circle", "a photo of a cat, asleep")
+
+
+def check_own_prompts(models: Models, folder: Path, said: str) -> None:
+    """The user's own prompts: the base model's and the final pipeline's images get the rewards they have here."""
+    from sharpening.policies import load_policy
+    from sharpening.rewards.clip import ClipScorer
+    from sharpening.sampling import sample
+    from sharpening.seeds import noise
+
+    rows = RunFolder(folder).own_prompts()
+    drawn = {update: [row for row in rows if row["update"] == update] for update in {row["update"] for row in rows}}
+    assert {0, runs.UPDATES} <= set(drawn) <= set(range(runs.UPDATES + 1))
+    texts = [text for text in OWN for _ in range(2)]
+    for update, model in ((0, models.pipeline), (runs.UPDATES, folder / "pipeline")):
+        policy = load_policy(model)
+        start = torch.stack([noise(policy.latent_shape, 0, "evaluation", place) for place in range(4)])
+        with torch.no_grad():
+            images = policy.decode(sample(policy, policy.encode(texts), start, 2, 1.0))
+        expected = ClipScorer(str(models.clip))(images, texts).values
+        assert [row["reward"] for row in drawn[update]] == pytest.approx(expected, rel=1e-3)
+    for update, found in drawn.items():
+        assert [row["prompt"] for row in found] == texts
+        assert not [name for row in found for name in row if "facts" in name]
+        assert (folder / f"own_prompts_{update:06d}.png").is_file()
+    assert f"own prompts after update {runs.UPDATES}: reward " in said
+    assert "<h3>Your own prompts</h3>" in (folder / "report.html").read_text()
+
+
 def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     folder = tmp_path / "läuft, λ = 1"  # names are anybody's
     evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
-    evaluation |= {"report_to": "tensorboard", "validation_steps": 3, "validation_prompts": 6}
+    evaluation |= {"report_to": "tensorboard", "validation_steps": 3}
+    evaluation |= {"validation_prompts": 6, "validation_prompt": OWN, "num_validation_images": 2}
     arguments = runs.flags(models, folder, **evaluation)
     process = runs.start_process(arguments, home)
     try:
@@ -192,6 +223,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     assert "guidance 3: 12 prompts, 4 evaluations an image" in said
     for name in ("samples_before.png", "samples_after.png", "evaluation.parquet"):
         assert (folder / name).stat().st_size > 0
+    check_own_prompts(models, folder, said)
     # The tracker has every update once, over the kill, and the table; the pipeline has its card.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -200,6 +232,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     told = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert told == [(row["update"] + 1, pytest.approx(row["loss"])) for row in runs.curve(folder)]
     assert {event.step for event in events.Images("samples/held_out")} <= set(range(runs.UPDATES))
+    assert {0, runs.UPDATES} <= {event.step for event in events.Images("samples/own_prompts")}
     (gain,) = events.Scalars("final/guidance_1/reward/difference")
     assert gain.value == pytest.approx(difference["mean"])
     card = (folder / "pipeline" / "README.md").read_text()

@@ -123,6 +123,18 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
         ("--reward_config absent.yaml", "reward_config", "cannot read absent.yaml"),
         ("--watch clip", "watch", "clip is a reward of the training"),
         ("--watch embedded-verifier --skip_evaluation", "watch", "leave out --skip_evaluation"),
+        ("--validation_prompt cat --skip_evaluation", "validation_prompt", "nothing is drawn but rollouts; leave out"),
+        ("--validation_prompts cat --validation_steps 0", "validation_prompt", "no looks; pass --validation_steps 1"),
+        ("--num_validation_images 2", "num_validation_images", "there are none; pass --validation_prompt"),
+        ("--validation_prompt cat --num_validation_images 0", "num_validation_images", "must be at least 1, is 0"),
+        (
+            "--validation_prompt cat dog --num_validation_images 49",
+            "validation_prompt",
+            "2 prompts × 49 images are 98 a look, and a grid shows 96; pass fewer, or a smaller --num_validation",
+        ),
+        ("--validation_prompts 1", "validation_prompts", "must be at least 2, is 1"),
+        ("--validation_prompts 3.5", "validation_prompts", "'3.5' is not a whole number"),
+        ("--validation_prompts", "validation_prompts", "expected one argument"),
         ("--rollout_nodes rollout", "rollout_nodes", "must be a label key=value, such as role=rollout, is rollout"),
         ("--rollout_nodes role=rollout,role=any", "rollout_nodes", "must be a label key=value"),
         ("--learner_nodes role=learner", "learner_nodes", "join a cluster with --ray_address, or leave it out"),
@@ -244,6 +256,14 @@ def test_prompts(error, tmp_path):
     assert "choose one of: caption" in line
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "table.parquet").read_bytes()[:-20])
     assert error("--prompts", tmp_path / "cut.parquet", "--caption_column", "caption")[0] == "prompts"
+
+
+@pytest.mark.parametrize("option", ["validation_prompt", "validation_prompts"])
+def test_own_prompts_without_text(error, option):
+    for words in ([""], ["a red circle", "  "]):
+        assert error(f"--{option}", *words) == (
+            "validation_prompt", "a prompt without any text; write one, or leave the option out"
+        )  # fmt: skip
 
 
 def test_deepspeed_that_contradicts_the_flags(error, good, tmp_path):

@@ -152,6 +152,53 @@ def test_trackers_are_named_in_several_ways():
     assert parse(["--report_to=all"]).trackers == ("tensorboard", "wandb", "mlflow")
 
 
+TWO = ("a red circle, blurred", "a blue cross")
+
+
+@pytest.mark.parametrize(
+    ("argv", "texts", "number"),
+    [
+        (["--validation_prompt", TWO[0]], TWO[:1], 48),
+        (["--validation_prompt", *TWO], TWO, 48),
+        (["--validation_prompts", *TWO], TWO, 48),
+        ([f"--validation_prompts={TWO[0]}"], TWO[:1], 48),
+        (["--validation_prompts", "12"], (), 12),
+        (["--validation_prompts=12", "--validation_prompts", *TWO], TWO, 12),
+        (["--validation_prompts", *TWO, "--validation_prompts", "12", "--validation_prompt", " 7 "], ("7",), 12),
+        (["--validation_prompts", "7", "8"], ("7", "8"), 48),
+    ],
+)
+def test_own_prompts_are_named_as_in_diffusers_scripts(argv, texts, number):
+    options = parse(argv)
+    assert (options.validation_prompt, options.validation_prompts) == (texts, number)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts", "number"),
+    [
+        ({"validation_prompt": TWO[0]}, TWO[:1], 48),
+        ({"validation_prompts": TWO[0]}, TWO[:1], 48),
+        ({"validation_prompts": list(TWO)}, TWO, 48),
+        ({"validation_prompts": 12, "validation_prompt": list(TWO)}, TWO, 12),
+        ({"validation_prompts": "12"}, (), 12),
+    ],
+)
+def test_a_file_names_own_prompts_in_the_same_ways(tmp_path, values, texts, number):
+    (tmp_path / "given.json").write_text(json.dumps(values))
+    options = parse(["--config", str(tmp_path / "given.json")])
+    assert (options.validation_prompt, options.validation_prompts) == (texts, number)
+    (tmp_path / "again.json").write_text(json.dumps(options.config()))
+    assert parse(["--config", str(tmp_path / "again.json")]) == options
+
+
+@pytest.mark.parametrize("value", [7, [7], [TWO[0], None], True])
+def test_a_prompt_in_a_file_is_a_text(tmp_path, value):
+    (tmp_path / "given.json").write_text(json.dumps({"validation_prompt": value}))
+    said = error(["--config", str(tmp_path / "given.json")])
+    assert said.startswith("--validation_prompt: a prompt is a text, and ")
+    assert said.endswith(" is none (in " + str(tmp_path / "given.json") + "); put it in quotes")
+
+
 @pytest.mark.parametrize("name", ["hub_token", "api_key", "noise_offset"])
 def test_a_file_cannot_have_them_either(tmp_path, name):
     (tmp_path / "given.toml").write_text(f'{name} = "hf_secret"\n')
@@ -206,8 +253,7 @@ README = """
 """
 """The flags of the command in diffusers' `examples/text_to_image/README_sdxl.md`, section Training."""
 WITHOUT_MEANING = [
-    "enable_xformers_memory_efficient_attention", "random_flip", "mixed_precision", "validation_prompt",
-    "validation_epochs",
+    "enable_xformers_memory_efficient_attention", "random_flip", "mixed_precision", "validation_epochs",
 ]  # fmt: skip
 
 
@@ -238,4 +284,6 @@ def test_the_command_of_diffusers_readme(models, tmp_path, monkeypatch):
     assert (options.gradient_accumulation_steps, options.gradient_checkpointing) == (4, True)
     assert (options.max_train_steps, options.learning_rate, options.lr_scheduler) == (10000, 1e-6, "constant")
     assert (options.trackers, options.checkpointing_steps, options.push_to_hub) == (("wandb",), 5000, True)
+    own = (options.validation_prompt, options.num_validation_images)
+    assert own == (("a cute Sundar Pichai creature",), 4)  # as many as the script's own default
     assert Path(str(options.output_dir)).name == "sdxl-pokemon-model"

@@ -98,6 +98,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shade = np.full((2, 64, 64, 3), 20 * update, np.uint8)
         folder.write_image(f"samples_{update:06d}.png", sample_grid(shade, [NASTY, "a square"]), [NASTY, "a square"])
     folder.write_image("samples_compared.png", sample_grid(shade, ["a", "b"]), ["a", "b"])
+    for update in (0, 4):
+        shade = np.full((2, 64, 64, 3), 30 + 10 * update, np.uint8)
+        folder.write_image(f"own_prompts_{update:06d}.png", sample_grid(shade, ["my own", NASTY]), ["my own", NASTY])
+    own = {"update": [0, 0, 4, 4], "prompt": ["my own", NASTY] * 2, "image": [0] * 4, "reward": [3.0, 4.0, 7.0, None]}
+    write_parquet(folder.path / "own_prompts.parquet", own)
     return folder.path
 
 
@@ -262,7 +267,7 @@ def test_nothing_is_loaded_and_no_other_script_may_run(html: str) -> None:
 def test_it_reads_without_eyes_on_it(html: str) -> None:
     page = Page(html)
     pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
-    assert len(pictures) == 4
+    assert len(pictures) == 6
     assert all("Sample grid" in text for text in pictures)
     drawings = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert len(drawings) == 6
@@ -273,7 +278,18 @@ def test_the_pictures_are_the_runs_own(run: Path, html: str) -> None:
     urls = [value for tag, name, value in Page(html).attributes if (tag, name) == ("img", "src")]
     found = [base64.b64decode(url.partition(",")[2]) for url in urls]
     names = ["samples_compared.png", *(f"samples_{update:06d}.png" for update in (1, 4, 7))]
+    names += [f"own_prompts_{update:06d}.png" for update in (0, 4)]
     assert found == [(run / name).read_bytes() for name in names]
+
+
+def test_own_prompts_have_rewards_and_no_facts(html: str) -> None:
+    own = html[html.index("<h3>Your own prompts</h3>") : html.index('<section id="cost">')]
+    text = " ".join(Page(own).text.split())
+    assert "after update 0: reward 3.50" in text.replace(" :", ":")
+    assert "after update 4: reward 7.00" in text.replace(" :", ":")
+    assert "my own" in text
+    assert "fact" not in own
+    assert "fact" in html[html.index("<h3>As the model learns</h3>") : html.index("<h3>Your own prompts</h3>")]
 
 
 def test_large_grids_are_packed(run: Path, tmp_path: Path) -> None:
@@ -437,9 +453,9 @@ def test_a_browser_reads_values_at_an_update(run: Path, html: str, tmp_path: Pat
     assert 'aria-valuenow="4"' in plot[0]
     assert 'tabindex="0"' in plot[0]
     assert f'aria-valuetext="after update 4: best branch {shown["best"]}' in plot[0]
-    assert re.search(r'<figure data-update="4" class="shown">', dom)
-    assert dom.count('class="shown"') == 1
+    assert len(re.findall(r'<figure data-update="4" class="shown">', dom)) == dom.count('class="shown"') == 2
     assert ">after update 4 (2 of 3)<" in dom
+    assert ">after update 4 (2 of 2)<" in dom  # the user's own prompts have a slider of their own
     assert "alert(" not in re.sub(r"&lt;.*?&gt;", "", Page(dom).scripts[1])
     assert len(Page(dom).scripts) == 2
 
@@ -452,7 +468,7 @@ def test_a_browser_without_scripts_shows_everything(html: str, tmp_path: Path) -
     assert 'class="scripted"' not in dom
     assert re.search(r'class="slider" hidden', dom)
     assert Page(dom).tables["headline-1"] == Page(html).tables["headline-1"]
-    assert len(re.findall(r'<figure data-update="\d+">', dom)) == 3
+    assert len(re.findall(r'<figure data-update="\d+">', dom)) == 5
 
 
 @pytest.mark.skipif(not CHROMIUM, reason=NO_BROWSER)

@@ -74,6 +74,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         again.looks([look(2)], folder.path)
         again.rows([row(4)])
         again.looks([look(2), look(4)], folder.path)  # the newer one comes after a later update
+        again.own(folder.path / "samples_000002.png", {"reward": 3.0, "reward_clip": 61.0}, 0)
+        again.own(folder.path / "samples_000002.png", {"reward": 3.0}, 0)  # once more, of a start that was resumed
+        again.own(folder.path / "samples_000004.png", {}, 5)  # nothing could be scored
         again.sample(folder.path / "samples_after.png", 5)
         again.sample(folder.path / "samples_compared.png", 5)  # which the run has not written
         again.results(folder.path)
@@ -96,6 +99,8 @@ def test_tensorboard_reads_the_run_back(tracked: tuple[Path, list[str]]) -> None
     (difference,) = events.Scalars("final/guidance_1/reward/difference")
     assert (difference.step, difference.value) == (5, 2.0)
     assert [event.step for event in events.Images("samples/held_out")] == [2, 4]
+    assert [event.step for event in events.Images("samples/own_prompts")] == [0, 5]
+    assert [(event.step, event.value) for event in events.Scalars("own_prompts/reward_clip")] == [(0, 61.0)]
     (before,) = events.Images("samples/before")
     assert (before.width, before.height) == (12, 8)
     (table,) = events.Tensors("final/results/text_summary")
@@ -144,7 +149,7 @@ def test_wandb_keeps_the_run_for_later(tracked: tuple[Path, list[str]]) -> None:
     media = [name for r in history for name in r if name.endswith("/path")]
     assert sorted(media) == [
         "final/results/path", "samples/after/path", "samples/before/path", "samples/held_out/path",
-        "samples/held_out/path",
+        "samples/held_out/path", "samples/own_prompts/path", "samples/own_prompts/path",
     ]  # fmt: skip
     ended = [r.exit.exit_code for records in starts for r in records if r.WhichOneof("record_type") == "exit"]
     assert ended == [1, 0]

@@ -94,29 +94,28 @@
   if (updates.length) show(shown, false);
 
   // The grids by step.
-  const looks = document.getElementById("looks");
-  let lookAt = () => {};
-  if (looks) {
+  const turns = [];
+  for (const looks of document.querySelectorAll(".looks")) {
     const frames = [...looks.querySelectorAll(".frames figure")];
-    const slider = document.getElementById("look");
+    const slider = looks.querySelector("input");
     looks.querySelector(".slider").hidden = frames.length < 2;
     const turn = () => {
       const place = Number(slider.value);
       frames.forEach((frame, number) => frame.classList.toggle("shown", number === place));
       const told = `after update ${frames[place].dataset.update}`;
-      document.getElementById("look-told").textContent = `${told} (${place + 1} of ${frames.length})`;
+      looks.querySelector("output").textContent = `${told} (${place + 1} of ${frames.length})`;
       slider.setAttribute("aria-valuetext", told);
     };
     const go = (by) => { slider.value = Number(slider.value) + by; turn(); follow(); };
     const follow = () => { if (updates.length) show(nearest(Number(frames[Number(slider.value)].dataset.update))); };
     slider.addEventListener("input", () => { turn(); follow(); });
-    document.getElementById("look-before").addEventListener("click", () => go(-1));
-    document.getElementById("look-after").addEventListener("click", () => go(1));
-    lookAt = (update) => {
+    looks.querySelector(".look-before").addEventListener("click", () => go(-1));
+    looks.querySelector(".look-after").addEventListener("click", () => go(1));
+    turns.push((update) => {
       const places = frames.map((frame, place) => [Math.abs(Number(frame.dataset.update) - update), place]);
       slider.value = places.sort((a, b) => a[0] - b[0])[0][1];
       turn();
-    };
+    });
     turn();
   }
 
@@ -125,7 +124,7 @@
     const asked = /^#update=(\d+)$/.exec(location.hash);
     if (!asked) return;
     if (updates.length) show(nearest(Number(asked[1])));
-    lookAt(Number(asked[1]));
+    turns.forEach((turn) => turn(Number(asked[1])));
   };
   addEventListener("hashchange", jump);
   jump();
