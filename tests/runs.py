@@ -253,6 +253,27 @@ def served(models: Models, local_ray: None) -> str:
     return _once("served", start)
 
 
+PAIR = "clip:1.0,tests.own_rewards:Brightness:0.5"
+"""Two rewards, as `--reward` names them."""
+
+
+@pytest.fixture(scope="session")
+def served_pair(models: Models, local_ray: None) -> str:
+    """Applications of the rewards of `PAIR` that runs share: `served_rewards`."""
+    from reward_servers.applications import start_reward_apps
+    from reward_servers.options import RewardAppOptions
+
+    def start() -> str:
+        rewards = {"clip": ("clip", str(models.clip)), "Brightness": ("tests.own_rewards:Brightness", None)}
+        start_reward_apps([
+            RewardAppOptions(name=f"pair-{name}", reward=reward, model=model, num_cpus=0.1)
+            for name, (reward, model) in rewards.items()
+        ])  # fmt: skip
+        return "pair"
+
+    return _once("served_pair", start)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(models: Models, served: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with one rollout actor and one learner, which nothing disturbed."""

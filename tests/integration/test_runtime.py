@@ -16,10 +16,10 @@ from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from sharpening.evaluation.run_folder import RunFolder
 from tests import runs, submitting
-from tests.runs import Models, local_ray, models, served, undisturbed
+from tests.runs import Models, local_ray, models, served, served_pair, undisturbed
 from tests.scraping import scrape
 
-__all__ = ["local_ray", "models", "served", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "served", "served_pair", "undisturbed"]  # fixtures
 
 
 def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
@@ -125,12 +125,14 @@ def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Model
     assert len(list(shards.glob("*optim_states.pt"))) == 2
 
 
-def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Models, served: str, tmp_path: Path) -> None:
+def test_overlapped_runs_of_two_rewards_are_reproducible_and_survive_an_interrupt(
+    models: Models, served_pair: str, tmp_path: Path
+) -> None:
+    """What the rewards are standardised by is a part of the state that is resumed."""
     stale = {
-        "staleness": 1,
-        "served_rewards": served,
-        "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json",
-    }
+        "staleness": 1, "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json", "reward": runs.PAIR,
+        "reward_model": f"clip={models.clip}", "served_rewards": served_pair,
+    }  # fmt: skip
     assert threading.current_thread() is threading.main_thread()
     first = tmp_path / "interrupted"
     saboteur = runs.Saboteur(first, [(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])
@@ -148,6 +150,10 @@ def test_overlapped_runs_are_reproducible_and_survive_an_interrupt(models: Model
         runs.check_whole(folder)
     assert [row["version"] for row in runs.curve(second)] == [0, 0, 1, 2, 3, 4]
     assert runs.curve(first) == runs.curve(second)
+    for name in ("clip", "Brightness"):  # whose statistics changed with every update, over the interrupt as well
+        for column in (f"reward_{name}_mean", f"reward_{name}_std"):
+            assert len({row[column] for row in runs.curve(first)}) == runs.UPDATES
+    assert len({row["reward"] for row in runs.curve(first)}) == runs.UPDATES
 
 
 OWN = ("a red circle", "a photo of a cat, asleep")
