@@ -100,7 +100,7 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, "JobOptions"]
         raise OptionError("json", f"there is no folder {plan.json.parent}", "make it, or pass another file")
     quick = [word for name, value in QUICK_JOB.items() for word in (f"--{name}", str(value))] if plan.quick else []
     options = parse([*quick, *rest])
-    for name in ("ray_address", "output_dir", "resume_from_checkpoint"):
+    for name in ("ray_address", "bind", "output_dir", "resume_from_checkpoint"):
         if getattr(options, name) is not None:
             raise OptionError(name, "the benchmark starts jobs of its own, on this machine", "leave it out")
     if options.mixed_precision != "no":

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def cxx_compiler() -> str | None:
     """The C++ compiler that torch and DeepSpeed would use: `CXX`, or one of the usual names on the path."""
     names = (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")
     return next(filter(None, map(shutil.which, names)), None)
+
+
+def has_address(address: str) -> bool:
+    """Whether an IP address is one of this machine's own, so that a process here can listen at it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def lasting(path: str | Path) -> Path:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, create_model, field_validator
 
 from rayjobs.declaring import EMBEDDED, Options, option
 from rayjobs.placement import check_label
+from rayjobs.ray_options import RayOptions
 from rayjobs.reward_options import RewardOptions
 from sharpening import methods
 from sharpening.options import Kind, MethodOptions, TrainingOptions
@@ -25,7 +26,7 @@ __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option",
 
 RANK = "rank"
 PLACES = (
-    "output_dir", "resume_from_checkpoint", "ray_address", "rollout_nodes", "learner_nodes", "served_rewards",
+    "output_dir", "resume_from_checkpoint", "ray_address", "bind", "rollout_nodes", "learner_nodes", "served_rewards",
 )  # fmt: skip
 """Options that say where a run is."""
 OWN_IMAGES = 4
@@ -52,7 +53,7 @@ def _declared(option_class: type[MethodOptions], name: str) -> Any:
     return option(found.default, "method", **told, **found.metadata["bounds"])
 
 
-class JobOptions(RewardOptions):
+class JobOptions(RewardOptions, RayOptions):
     """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
@@ -197,10 +198,7 @@ class JobOptions(RewardOptions):
         "cluster/deepspeed_cpu.json or cluster/deepspeed_gpu.json",
     )  # fmt: skip
 
-    # ray
-    ray_address: str | None = option(
-        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
-    )
+    # ray, with what `RayOptions` declares
     num_rollout_actors: int = option(
         2, "ray", "processes", "rollout actors; never changes the result", resume=False, ge=1
     )

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from rayjobs.declaring import EMBEDDED, option
+from rayjobs.ray_options import RayOptions
 from rayjobs.reward_options import RewardOptions
 from sharpening.search import SEARCHES
 
@@ -18,7 +19,7 @@ GROUPS = {
 }
 
 
-class SearchJobOptions(RewardOptions):
+class SearchJobOptions(RewardOptions, RayOptions):
     """What a search is told."""
 
     groups: ClassVar[dict[str, str]] = GROUPS
@@ -49,9 +50,6 @@ class SearchJobOptions(RewardOptions):
         2, "ray", "processes", "actors that search; never changes the result", resume=False, ge=1
     )
     rollout_threads: int = option(1, "ray", "CPU threads", "threads of an actor", ge=1)
-    ray_address: str | None = option(
-        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
-    )
     output_dir: str | None = option(
         None, "output", "folder", "the run folder", shown="runs/search-<date>-<time>", resume=False
     )
@@ -65,4 +63,4 @@ class SearchJobOptions(RewardOptions):
 
     def config(self) -> dict[str, Any]:
         """What `config.json` of the run folder holds."""
-        return self.model_dump(mode="json", exclude={"output_dir", "ray_address"})
+        return self.model_dump(mode="json", exclude={"output_dir", *RayOptions.model_fields})

@@ -3,7 +3,6 @@
 Each check raises an `OptionError` that names the option, what is wrong with it and what to do.
 """
 
-import os
 import tempfile
 import time
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_
 from rayjobs.errors import OptionError
 from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
+from rayjobs.ray_options import cluster_to_join
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
@@ -187,7 +187,7 @@ def find_device(options: JobOptions) -> str | None:
     Raises:
         OptionError: If a GPU is wanted where there is none.
     """
-    if (options.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+    if cluster_to_join(options.ray_address) is not None:
         return None
     gpus = machine.gpus()
     if options.use_gpu == "yes" and not gpus:

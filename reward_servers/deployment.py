@@ -14,6 +14,7 @@ import numpy as np
 
 from reward_servers.batcher import Answer, Batcher
 from reward_servers.failures import one_line
+from reward_servers.listening import keep_to_loopback
 from reward_servers.metrics import RewardMetrics
 from reward_servers.options import RewardAppOptions
 from sharpening.rewards import RewardUnavailable, ScoreFn, Scores, reward_class
@@ -70,6 +71,7 @@ class RewardServer:
         Args:
             options: what is served. `user_config` goes over it.
         """
+        keep_to_loopback()
         self._options = options
         self._scorer: ScoreFn | None = None
         self._loaded: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from reward_servers.client import sendable
 from reward_servers.failures import one_line, raised_by_scorer
 from reward_servers.gateway_options import RouterOptions
 from reward_servers.gathering import GATHERED_BYTES, Gathering
+from reward_servers.listening import keep_to_loopback
 from reward_servers.metrics import failure_counter
 from reward_servers.patience import NoAnswer, Patience
 from sharpening.rewards.base import FailureReason, Scores, all_failed
@@ -73,6 +74,7 @@ class RewardRouter:
             request_timeout_s: seconds one attempt may take.
             deadline_s: seconds after which a reward that does not answer is given up, unless a call says otherwise.
         """
+        keep_to_loopback()  # also the gateway's, which has a router
         self._targets = dict(targets)
         self._request_timeout_s, self._deadline_s = request_timeout_s, deadline_s
         self._handles: dict[str, DeploymentHandle] = {}

@@ -25,10 +25,12 @@ class Head:
     Attributes:
         address: the dashboard's.
         environment: of the shell that started it, which has the token and other people's secrets.
+        pid: of the process above all of its processes, and those of its jobs.
     """
 
     address: str
     environment: dict[str, str]
+    pid: int
 
     def jobs(self) -> str:
         """What the dashboard tells about the jobs."""
@@ -57,16 +59,17 @@ def head(home: Path, log: Path) -> Iterator[Head]:
     environment = kept | SECRETS | {
         "HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone, as docs/cluster.md has it
     }  # fmt: skip
     dashboard, agent, client = _free_ports(3)
-    found = Head(f"http://127.0.0.1:{dashboard}", environment)
     command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
-               "--node-ip-address", "127.0.0.1", "--dashboard-port", str(dashboard),
+               "--dashboard-port", str(dashboard),
                "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]  # fmt: skip
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, cwd=home, env=environment, start_new_session=True, stdout=stream, stderr=subprocess.STDOUT
         )
+        found = Head(f"http://127.0.0.1:{dashboard}", environment, process.pid)
         try:
             wait_for(lambda: process.poll() is not None or _answers(found.address), "the dashboard")
             assert process.poll() is None, log.read_text()

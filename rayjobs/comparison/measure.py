@@ -61,7 +61,7 @@ class Measurement:
             return
         options = self._options
         with pool(
-            "comparison", options.num_actors, options.actor_threads, options.ray_address,
+            "comparison", options.num_actors, options.actor_threads, options,
             reward_plans(RewardOptions()) if sought else (), grader=grader_options(options),
         ) as actors:  # fmt: skip
             for seed in bases:

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from rayjobs.options import EMBEDDED, Options, option
+from rayjobs.options import EMBEDDED, option
+from rayjobs.ray_options import RayOptions
 from sharpening.methods import METHODS
 from sharpening.rewards.grader.endpoint import MODEL, check_url
 from sharpening.search import SEARCHES
@@ -36,7 +37,7 @@ QUICK: dict[str, Any] = {
 """What --quick sets: every method and search runs and every part of the report is written; no number means anything."""
 
 
-class BudgetOptions(Options):
+class BudgetOptions(RayOptions):
     """What a job is told that trains many methods at one budget."""
 
     methods: tuple[str, ...] = option(
@@ -59,9 +60,6 @@ class BudgetOptions(Options):
     steps: int = option(12, "evaluation", "denoising steps", "sampler steps of an image", "T", ge=1)
     num_actors: int = option(2, "ray", "processes", "actors that draw, search and judge", ge=1, resume=False)
     actor_threads: int = option(1, "ray", "CPU threads", "threads of such an actor", ge=1)
-    ray_address: str | None = option(
-        None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray", resume=False
-    )
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 from rayjobs.comparison.actor import EvaluationActor
 from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
+from rayjobs.ray_options import RayOptions
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime import cluster
 from rayjobs.runtime.rewards import REWARD_START_S, app_names, app_options, served
@@ -60,7 +61,7 @@ class Pool:
 
 @contextmanager
 def pool(
-    name: str, count: int, threads: int, address: str | None, rewards: Sequence[RewardPlan] = (),
+    name: str, count: int, threads: int, ray_options: RayOptions, rewards: Sequence[RewardPlan] = (),
     mix: Mix | None = None, timeout: float = 120.0, grader: dict[str, Any] | None = None,
 ) -> Iterator[Pool]:  # fmt: skip
     """Start actors, and the rewards on Serve where they search; all end with the block.
@@ -69,7 +70,7 @@ def pool(
         name: Of the actors and the reward, as the dashboard shows them.
         count: Actors.
         threads: torch threads of each.
-        address: Cluster to join.
+        ray_options: Cluster to join, or where a Ray of the pool's own listens.
         rewards: What the actors search with; none where they do not search.
         mix: How several rewards become one; `None` where there is one.
         timeout: Seconds for which the reward may stay down.
@@ -83,7 +84,7 @@ def pool(
     from reward_servers.applications import start_reward_apps, stop_reward_app
 
     asked = sum(plan.replicas * plan.threads for plan in rewards)
-    connection = cluster.join(address, f"sharpening-{name}", count * threads + asked)
+    connection = cluster.join(ray_options, f"sharpening-{name}", count * threads + asked)
     apps, actors = app_names(f"reward-{name}", rewards, mix), []
     try:
         resources = ray.cluster_resources()

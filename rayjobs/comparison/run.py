@@ -18,6 +18,7 @@ from rayjobs.comparison.trainings import Training, Trainings
 from rayjobs.comparison.tuning import chosen, read_trials
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
+from rayjobs.ray_options import RayOptions
 from sharpening.rewards import RewardUnavailable
 
 SIDE_BY_SIDE = 2  # jobs
@@ -118,7 +119,7 @@ class Comparison:
         return path
 
 
-NOT_KEPT = {"output_dir", "ray_address", "num_actors", "grader_url", "trials"}
+NOT_KEPT = {"output_dir", *RayOptions.model_fields, "num_actors", "grader_url", "trials"}
 GROWING = ("methods", "searches", "seeds", "sweeps", "sweep_seeds")
 """What may be added to a comparison that was begun."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from rayjobs.comparison.options import VARIANTS, BudgetOptions
 from rayjobs.errors import RunStopped
 from rayjobs.options import JobOptions, options_class
+from rayjobs.ray_options import RayOptions, cluster_to_join
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.training_data import PAIRS
 
@@ -151,7 +152,7 @@ class Trainings:
         Args:
             trainings: What to train.
         """
-        joins = self._options.ray_address or os.environ.get("RAY_ADDRESS")
+        joins = cluster_to_join(self._options.ray_address)
         with ThreadPoolExecutor(1 if self._options.updates is None or joins else SIDE_BY_SIDE) as pool:
             try:
                 for _ in pool.map(self._try, trainings):
@@ -239,8 +240,9 @@ class Trainings:
         config.write_text(json.dumps({"method": method, **values}, indent=2) + "\n", encoding="utf-8")
         command = [sys.executable, str(ROOT / "rayjobs" / "finetune.py"), "--config", str(config),
                    "--output_dir", str(folder)]  # fmt: skip
-        if self._options.ray_address:
-            command += ["--ray_address", self._options.ray_address]
+        for name in RayOptions.model_fields:
+            if (value := getattr(self._options, name)) is not None:
+                command += [f"--{name}", value]
         if checkpoints.listed(folder / checkpoints.FOLDER):
             command += ["--resume_from_checkpoint", "latest"]
         elif folder.exists():  # it ended before its first checkpoint

@@ -21,6 +21,7 @@ from rayjobs.comparison.tasks import DrawTask
 from rayjobs.comparison.trainings import SUMMARY, Training, Trainings
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
+from rayjobs.ray_options import RayOptions
 from rayjobs.runtime.evaluation import choose
 from sharpening.evaluation.comparison.results import Trial
 
@@ -45,7 +46,8 @@ class Tuning:
         self.options, self._command = options, command
         self._candidates = read_candidates(options)
         self.folder = Path(machine.lasting(options.output_dir)).expanduser()
-        kept = options.model_dump(mode="json", exclude={"output_dir", "ray_address", "num_actors", "candidates"})
+        places = {"output_dir", *RayOptions.model_fields, "num_actors", "candidates"}
+        kept = options.model_dump(mode="json", exclude=places)
         claim(self.folder, CONFIG, kept | {"tried": self._candidates}, ("methods", "tried"))
         self._started = time.monotonic()
         self._store = Store(self.folder)
@@ -108,7 +110,7 @@ class Tuning:
         options = self.options
         items = [index for index, _ in choose(assets.validation_benchmark(), options.validation_prompts)]
         parts = [tuple(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
-        with pool("trials", options.num_actors, options.actor_threads, options.ray_address) as actors:
+        with pool("trials", options.num_actors, options.actor_threads, options) as actors:
             for training in missing:
                 self._draw(actors, training, parts)
 

@@ -3,6 +3,8 @@
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
+from rayjobs.ray_options import LOOPBACK, RayOptions, check_bind, cluster_to_join
 from rayjobs.rewards import RewardPlan, reward_plans
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +30,9 @@ OWN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # milliseconds between two looks at every process of the machine
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # seconds between two looks of Serve at its replicas
+    # Its learners share the machine: what they send one another need not leave it, whatever the machine's name means.
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
 }
 
 
@@ -184,14 +190,14 @@ def connect(options: JobOptions, namespace: str) -> Connection:
     Raises:
         OptionError: If the cluster does not answer.
     """  # noqa: DOC502
-    return join(options.ray_address, namespace, threads_wanted(options))
+    return join(options, namespace, threads_wanted(options))
 
 
-def join(wanted: str | None, namespace: str, threads: int) -> Connection:
+def join(options: RayOptions, namespace: str, threads: int) -> Connection:
     """Join a cluster, or start a local Ray.
 
     Args:
-        wanted: The cluster's address; `None` for the one that the environment names, or none.
+        options: The cluster that they or the environment name, or where a local Ray listens.
         namespace: For the names of actors.
         threads: Compute threads of the processes to come: a local Ray has room for them all.
 
@@ -201,7 +207,8 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
     Raises:
         OptionError: If the cluster does not answer.
     """
-    address = wanted or os.environ.get("RAY_ADDRESS")
+    check_bind(options)
+    address = cluster_to_join(options.ray_address)
     use(authentication(joins=bool(address)))
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -217,7 +224,8 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
         for name, value in OWN.items():
             os.environ.setdefault(name, value)
         cpus = max(machine.cpus(), threads)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        with listening_at(options.bind or LOOPBACK) as own:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common)
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
@@ -231,6 +239,30 @@ def join(wanted: str | None, namespace: str, threads: int) -> Connection:
             "start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token",
         ) from error  # fmt: skip
     return Connection(owned=False, made=True)
+
+
+@contextmanager
+def listening_at(address: str) -> Iterator[str]:
+    """Have a Ray that starts in the block take an address as it is.
+
+    Asked for 127.0.0.1, Ray takes the machine's outward address in its stead, and listens on every interface, but where
+    it knows itself to be alone on a machine, as on macOS. `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` says the same here,
+    which Ray reads when it is imported: too early for us.
+
+    Args:
+        address: Of this machine.
+
+    Yields:
+        The address, for `ray.init`.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = address != LOOPBACK
+    try:
+        yield address
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _search_path() -> str:

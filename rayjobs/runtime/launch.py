@@ -197,6 +197,7 @@ class Training(threading.Thread):
         from ray.train.torch import TorchTrainer
 
         from rayjobs.runtime.learner import train_loop
+        from rayjobs.runtime.rendezvous import RendezvousConfig
 
         plan = self._plan
         # Ray Train goes on from its own snapshot when a name is not new. Which checkpoint a resumed run starts from is
@@ -209,6 +210,7 @@ class Training(threading.Thread):
         TorchTrainer(
             train_loop,
             train_loop_config={"spec": self._spec()},
+            torch_config=RendezvousConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=plan.options.num_learners,
                 use_gpu=plan.device == "cuda",

@@ -66,7 +66,7 @@ class SearchRun:
             self._say(f"{len(wanted) - len(missing)} of {len(wanted)} tasks were done before")
         if missing:
             with pool(
-                label(self.folder.name), options.num_rollout_actors, options.rollout_threads, options.ray_address,
+                label(self.folder.name), options.num_rollout_actors, options.rollout_threads, options,
                 reward_plans(options), self._mix, options.reward_timeout,
             ) as actors:  # fmt: skip
                 self._search(actors, missing)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from rayjobs import machine
 from rayjobs.errors import OptionError
+from rayjobs.ray_options import RayOptions
 from rayjobs.sweeping.options import SweepOptions
 from sharpening.evaluation.files import write_json
 
 CONFIG = "sweep.json"
+PLACES = {"output_dir", "resume", *RayOptions.model_fields}
+"""Options that say where a sweep is, and are not kept."""
 
 
 def claim(options: SweepOptions, job_flags: Sequence[str]) -> tuple[SweepOptions, list[str], Path]:
@@ -35,15 +38,14 @@ def claim(options: SweepOptions, job_flags: Sequence[str]) -> tuple[SweepOptions
                 raise OptionError("resume", f"{folder} holds no sweep", "name its folder with --output_dir")
             known = json.loads(path.read_text(encoding="utf-8"))
             kept = SweepOptions(**known["sweep"])
-            updates = {"resume": True, "output_dir": options.output_dir, "ray_address": options.ray_address}
-            return kept.model_copy(update=updates), list(known["job"]), folder
+            here = {name: getattr(options, name) for name in PLACES}
+            return kept.model_copy(update=here), list(known["job"]), folder
         if folder.exists() and any(folder.iterdir()):
             raise OptionError(
                 "output_dir", f"{folder} is not empty", "pass another folder, or --resume to go on with its sweep"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        places = {"output_dir", "resume", "ray_address"}
-        write_json(path, {"sweep": options.model_dump(mode="json", exclude=places), "job": list(job_flags)})
+        write_json(path, {"sweep": options.model_dump(mode="json", exclude=PLACES), "job": list(job_flags)})
     except (OSError, ValueError) as error:
         raise OptionError("output_dir", f"{folder} cannot be used ({error})", "pass another folder") from error
     return options, list(job_flags), folder

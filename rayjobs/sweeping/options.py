@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from rayjobs.options import Options, option
+from rayjobs.options import option
+from rayjobs.ray_options import RayOptions
 
 GROUPS = {
     "space": "what is varied: values, or a range LOW..HIGH that a search draws from",
@@ -22,7 +23,7 @@ QUICK_JOB = (
 """What --quick sets: four trials that show how a sweep works; no number means anything."""
 
 
-class SweepOptions(Options):
+class SweepOptions(RayOptions):
     """What a sweep is told; the job's own flags stand behind `--`."""
 
     groups: ClassVar[dict[str, str]] = GROUPS
@@ -52,7 +53,6 @@ class SweepOptions(Options):
     grace_updates: int = option(6, "search", "updates", "updates that 'asha' leaves every run", ge=1)
     reduction_factor: int = option(3, "search", "-", "one in so many goes on at each of its rungs", ge=2)
 
-    ray_address: str | None = option(None, "ray", "address", "cluster to join", shown="RAY_ADDRESS, else a local Ray")
     max_concurrent_trials: int | None = option(
         None, "ray", "runs", "runs at a time", shown="as many as the cluster has CPUs or GPUs for", ge=1
     )

@@ -53,7 +53,7 @@ class Sweep:
         with ExitStack() as stack:
             name = f"sweep-{label(self.folder.name)}"
             threads = at_a_time * self._threads() + sum(plan.replicas * plan.threads for plan in self._rewards)
-            connection = cluster.join(self.options.ray_address, f"sharpening-{name}", threads + 1)
+            connection = cluster.join(self.options, f"sharpening-{name}", threads + 1)
             stack.callback(connection.close)
             if not connection.owned:
                 at_a_time = self._at_a_time(_resources())

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rayjobs.command_line import explain
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
+from rayjobs.ray_options import RayOptions
 from rayjobs.sweeping.options import SWEPT, SweepOptions
 from rayjobs.validation import check_batches, check_method, validate
 
@@ -191,7 +192,7 @@ def check_job(job: JobOptions) -> JobOptions:
     Raises:
         OptionError: if something is wrong with it.
     """
-    for name in ("output_dir", "resume_from_checkpoint", "ray_address", "served_rewards"):
+    for name in ("output_dir", "resume_from_checkpoint", *RayOptions.model_fields, "served_rewards"):
         if getattr(job, name) is not None:
             raise OptionError(name, "is the sweep's to say, of each of its runs", "leave it out behind --")
     if job.skip_evaluation:

@@ -37,6 +37,7 @@ from sharpening.checks import ModelFolderError
 from sharpening.rewards import RewardUnavailable, ScoreFn, Scores
 from sharpening.rewards.base import RewardMisconfigured
 from sharpening.rewards.clip import ClipScorer
+from tests.listening import exposed, listening
 from tests.openai_server import OpenAIServer, Reply, openai_server, refusal, score_of
 from tests.small_clip import make_clip_folder
 
@@ -583,6 +584,7 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
         (Path(temporary) / "serve.yaml").write_text(yaml.safe_dump(config))
         environment = {**os.environ, **TOKEN, "RAY_TMPDIR": temporary, "PYTHONUNBUFFERED": "1"}
         environment |= {"REWARD_SERVER_TOKEN": REWARD_TOKEN}
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as docs/serving.md has it
         environment.pop("RAY_ADDRESS", None)
         command = serve_command("run", "--address", "local", str(Path(temporary) / "serve.yaml"))
         log = Path(temporary) / "output"
@@ -597,6 +599,9 @@ def test_serve_run_with_the_shipped_configuration_listens_on_loopback_only(folde
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             assert listening_addresses(port) == {"127.0.0.1"}
+            heard = listening(server.pid)
+            assert {"gcs_server", "raylet", "ray::ProxyActor", "ray::ServeReplica:rewards:Gateway"} <= set(heard)
+            assert exposed(heard) == {}
             assert httpx.get(f"{url}/v1/rewards", timeout=60).status_code == 401
             command = [sys.executable, "-c", SCORE_FROM_OUTSIDE, cluster_address(server.pid)]
             scored = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

@@ -16,6 +16,7 @@ from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from sharpening.evaluation.run_folder import RunFolder
 from tests import runs, submitting
+from tests.listening import exposed, listening
 from tests.runs import Models, local_ray, models, served, served_pair, undisturbed
 from tests.scraping import scrape
 
@@ -197,19 +198,28 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     try:
         runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= 3, "three updates")
         assert process.poll() is None, process.communicate()[0]
+        heard = listening(process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert {"rlhf.py", "gcs_server", "raylet", "ray::RolloutActor", "ray::RayTrainWorker"} <= set(heard)
+    assert any(title.startswith("ray::ServeReplica") for title in heard)
+    assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
     assert len(runs.curve(folder)) < runs.UPDATES
     assert not (folder / "pipeline").exists()
     command = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", str(folder)]
     command += ["--num_rollout_actors", "2"]
     with submitting.head(home, tmp_path / "head.log") as head:
         process = head.submit(command)
+        almost = runs.UPDATES - 1
+        runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= almost, "the updates")
+        heard = listening(head.pid)
         said = runs.finish_process(process)
         assert process.returncode == 0, said
         told = head.jobs()
     assert "rayjobs/rlhf.py --config" in told
+    assert {"rlhf.py", "gcs_server", "dashboard.py", "ray::RayTrainWorker"} <= set(heard)
+    assert exposed(heard) == {}  # a head that is told to stays on loopback, with its jobs
     contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     for secret in (*submitting.SECRETS.values(), head.environment["RAY_AUTH_TOKEN"]):
         assert secret not in said + told

@@ -19,6 +19,7 @@ from sharpening.search import load_search
 from sharpening.search.base import SearchSeeds
 from sharpening.seeds import noise
 from tests import runs
+from tests.listening import listening, outward_address
 from tests.runs import Models, models
 
 __all__ = ["models"]  # a fixture
@@ -40,13 +41,17 @@ def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Po
 
 def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    process = start(models, folder, tmp_path, "--num_rollout_actors", "1")
+    address = outward_address()
+    process = start(models, folder, tmp_path, "--num_rollout_actors", "1", "--bind", address)
     try:
         parts = folder / "parts"
         runs.wait_for(lambda: len(list(parts.glob("*.json"))) >= 2 or process.poll() is not None, "two tasks")
+        heard = listening(process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert heard["ray::RuntimeEnvAgent"] == {address}  # of Ray's processes the one that opens no other interface
+    assert address not in (folder / "config.json").read_text()
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before
     scale = (folder / "scale.json").read_bytes()

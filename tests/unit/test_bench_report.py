@@ -168,6 +168,7 @@ def test_help_imports_nothing_heavy():
         (["--write", "no/such/page.md"], "write"),
         (["--json", "no/such/folder/bench.json"], "json"),
         (["--ray_address", "auto"], "ray_address"),
+        (["--bind", "127.0.0.1"], "bind"),
         (["--output_dir", "runs/here"], "output_dir"),
         (["--mixed_precision", "bf16"], "mixed_precision"),
         (["--rank", "4"], "rank"),

@@ -124,18 +124,20 @@ def test_flags_win_over_the_file(tmp_path, suffix):
 
 def test_a_config_reads_back_as_it_was_and_names_no_place(tmp_path):
     options = parse(["--branches", "5", "--output_dir", "somewhere", "--ray_address", "ray://host:1"])
+    options = options.model_copy(update={"bind": "192.0.2.9"})
     config = options.config()
     assert "somewhere" not in json.dumps(config)
     assert "host" not in json.dumps(config)
+    assert "192.0.2.9" not in json.dumps(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = parse(["--config", str(tmp_path / "config.json")])
-    assert again == options.model_copy(update={"output_dir": None, "ray_address": None})
+    assert again == options.model_copy(update={"output_dir": None, "ray_address": None, "bind": None})
 
 
 def test_what_a_resumed_run_must_keep():
     kept = set(RLHFOptions.must_match())
     assert {"branches", "seed", "learning_rate", "num_learners", "rollout_threads", "staleness", "prompts"} <= kept
-    assert not kept & {"num_rollout_actors", "output_dir", "max_train_steps", "ray_address", "eval_prompts"}
+    assert not kept & {"num_rollout_actors", "output_dir", "max_train_steps", "ray_address", "bind", "eval_prompts"}
 
 
 def test_pairs_and_accumulation():

@@ -1,0 +1,56 @@
+"""What a process and those beneath it listen on, as the operating system tells it."""
+
+import ipaddress
+import socket
+
+import psutil
+
+
+def listening(pid: int) -> dict[str, set[str]]:
+    """Addresses that processes wait at for others, over TCP or UDP.
+
+    Args:
+        pid: of the topmost process.
+
+    Returns:
+        The addresses, by the titles of the processes that have any.
+    """
+    top = psutil.Process(pid)
+    found: dict[str, set[str]] = {}
+    for process in [top, *top.children(recursive=True)]:
+        try:
+            title = _title(process.cmdline())
+            for one in process.net_connections("inet"):
+                waits = one.status == psutil.CONN_LISTEN or (one.type == socket.SOCK_DGRAM and not one.raddr)
+                if waits and one.laddr:
+                    found.setdefault(title, set()).add(one.laddr.ip)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+def exposed(found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Those of the addresses that are not loopback: what another machine may reach."""
+    outward = {title: {ip for ip in addresses if not _is_loopback(ip)} for title, addresses in found.items()}
+    return {title: addresses for title, addresses in outward.items() if addresses}
+
+
+def outward_address() -> str:
+    """An IPv4 address of this machine that others may reach; its loopback address where it has no other."""
+    found = [one.address for of in psutil.net_if_addrs().values() for one in of if one.family == socket.AF_INET]
+    return next((address for address in found if not _is_loopback(address)), "127.0.0.1")
+
+
+def _is_loopback(address: str) -> bool:
+    """127.0.0.1, ::1, and the former as a socket of both kinds says it: ::ffff:127.0.0.1."""
+    ip = ipaddress.ip_address(address)
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
+
+
+def _title(words: list[str]) -> str:
+    """`ray::RolloutActor`, `gcs_server`, `monitor.py`: what a process is, without its folder and its arguments."""
+    if words and words[0].startswith("ray::"):
+        return words[0].split()[0].partition(".")[0]  # what it does at the moment stands behind a dot
+    script = next((word for word in words[1:] if word.endswith(".py")), words[0] if words else "?")
+    return script.rpartition("/")[2]
