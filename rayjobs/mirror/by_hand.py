@@ -39,4 +39,6 @@ def copy_run(folder: Path, address: str) -> str:
     except StoreError as error:
         left = len(upload.missing(pipeline=True))
         raise JobError(f"{left} files are not at {there} ({error}); the same command goes on") from error
+    except OSError as error:
+        raise OptionError("run", f"{folder} cannot be used ({error})", "make it readable and writable") from error
     return there

@@ -9,7 +9,6 @@ from rayjobs.mirror.record import Record, stamp
 from rayjobs.mirror.store import Store, StoreError
 from rayjobs.mirror.upload import OWN, RECORD
 from rayjobs.runtime import checkpoints
-from sharpening.evaluation.run_folder import CONFIG
 
 APART = (checkpoints.FOLDER, "pipeline")
 
@@ -17,7 +16,7 @@ APART = (checkpoints.FOLDER, "pipeline")
 def fetch(store: Store, folder: Path, checkpoint: str, say: Callable[[str], None]) -> None:
     """Fetch a checkpoint, and all that the run keeps besides checkpoints and its final pipeline.
 
-    Nothing half fetched counts: the checkpoint gets its name once it is whole, and the configuration comes last.
+    Nothing half fetched counts: the checkpoint gets its name last of all, and without it everything is fetched anew.
 
     Args:
         store: The run's address.
@@ -57,12 +56,12 @@ def _fetch(store: Store, folder: Path, checkpoint: str, say: Callable[[str], Non
                 raise StoreError(f"{name} did not arrive whole")
         if not (partial / checkpoints.STATE).is_file():
             raise StoreError(f"{checkpoint} is gone")
+        for name in plain:
+            store.get(name, folder / name)
         checkpoints.discard(place / checkpoint)
         partial.rename(place / checkpoint)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for name in sorted(plain, key=lambda name: name == CONFIG):
-        store.get(name, folder / name)
     return [*wanted, *plain]
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rayjobs.errors import OptionError
@@ -74,6 +75,8 @@ def open_mirror(
         mirror.upload.claim()
     except StoreError as error:
         raise OptionError("output_dir", f"cannot write to {store.address} ({error})", "try again") from error
+    except OSError as error:
+        raise OptionError("local_dir", f"{folder.path} cannot be written ({error})", "make room") from error
     mirror.start()
     return mirror
 
@@ -97,18 +100,24 @@ class Mirror(threading.Thread):
         super().__init__(name="mirror", daemon=True)
         self._folder, self._store, self._say = folder, store, say
         self._closing, self._halt = threading.Event(), threading.Event()
+        self._done = threading.Event()  # `is_alive` says no after a `join` that Ctrl-C ended (Python 3.11)
         self._failed = ""  # what the last copying failed with
         self._seen: list[tuple[Path, Stamp | None]] = []
         self.upload = Upload(folder, store, keep, self._halt.is_set)
 
     def run(self) -> None:
         """Copy, until the run has ended and everything is copied."""
-        while not self._closing.wait(POLL_S):
-            found = self._checkpoints()
-            if found != self._seen:
-                self._seen = found
-                self._copy()
-        self._copy(pipeline=True)
+        try:
+            while not self._closing.wait(POLL_S):
+                found = self._seen
+                with suppress(OSError):  # a network file system that stumbles is looked at again
+                    found = self._checkpoints()
+                if found != self._seen:
+                    self._seen = found
+                    self._copy()
+            self._copy(pipeline=True)
+        finally:
+            self._done.set()
 
     def close(self) -> None:
         """Wait for the last copies, and say what the address does not have.
@@ -123,6 +132,8 @@ class Mirror(threading.Thread):
         except KeyboardInterrupt as error:
             interrupted = error
             self._halt.set()
+            if not self._done.wait(1.0):  # nothing breaks a request off, and pyarrow waits for it when the process ends
+                self._say("the process ends once the storage has answered, or given up on, what is under way")
         self._tell()
         if interrupted is not None:
             raise interrupted
@@ -133,19 +144,21 @@ class Mirror(threading.Thread):
         if main:  # the run's own handlers, which wait for a checkpoint, are gone by now
             interrupt_on_sigterm()
         try:
-            self.join(PATIENCE_S)
-            if self.is_alive():
+            if not self._done.wait(PATIENCE_S):
                 left = sum(self.upload.missing(pipeline=True).values())
                 self._say(f"copying {left / 1e6:,.1f} MB to {self._store.address}; Ctrl-C leaves them for later")
-            while self.is_alive():  # a join without a limit heeds no signal
-                self.join(1.0)
+            self._done.wait()
         finally:
             if main:
                 signal.signal(signal.SIGTERM, before)
 
     def _tell(self) -> None:
         """One line, whatever happened: what counts is what the address has."""
-        missing = self.upload.missing(pipeline=True)
+        try:
+            missing = self.upload.missing(pipeline=True)
+        except OSError as error:
+            self._say(f"what {self._store.address} does not have is unknown ({error}); see with: {self._how()}")
+            return
         if not missing:
             self._say(f"everything is at {self._store.address}")
             return

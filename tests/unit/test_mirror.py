@@ -245,7 +245,17 @@ def test_a_run_goes_on_where_nothing_of_it_is(there: There, folder: RunFolder, t
     assert again.asked == []  # what was fetched is not copied back
     assert prepare(found.model_copy(update={"resume_from_checkpoint": newest}), pytest.fail) is not None
 
-    # An older one, by its address; the folder has less than the address.
+    # The folder is behind its address.
+    checkpoint(folder, 2)
+    checkpoints.discard(folder.checkpoints / "checkpoint-000004")
+    (folder.path / "metrics.jsonl").write_text("")
+    assert check_resume(found, store) == (place, newest)
+    prepare(found.model_copy(update={"resume_from_checkpoint": newest}), said.append)
+    assert len(said) == 2
+    assert run_files(folder) == before
+    checkpoints.discard(folder.checkpoints / "checkpoint-000002")
+
+    # An older one, by its address.
     named = settle_mirror(
         options(f"--resume_from_checkpoint={there.address}/checkpoints/checkpoint-000002", f"--local_dir={folder.path}")
     )
@@ -266,16 +276,18 @@ def test_a_fetch_that_breaks_off_leaves_no_checkpoint(
     get = Store.get
 
     def fail(self: Store, name: str, target: Path) -> None:
-        if name.endswith("rank-1.pt"):
+        if name.endswith(breaks_off[0]):
             raise StoreError("the line is dead")
         get(self, name, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "get", fail)
-        with pytest.raises(OptionError, match=r"could not be fetched from .* \(the line is dead\); the same command"):
-            prepare(found, lambda text: None)
-    assert checkpoints.listed(folder.checkpoints) == []
-    assert not (folder.path / "config.json").exists()
+    breaks_off = ["rank-1.pt"]
+    for breaks_off[0] in ("rank-1.pt", "versions.json"):  # the checkpoint's, and what the run keeps besides
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "get", fail)
+            with pytest.raises(OptionError, match=r"could not be fetched from .* \(the line is dead\); the same comm"):
+                prepare(found, lambda text: None)
+        assert checkpoints.listed(folder.checkpoints) == []
+        assert list(folder.checkpoints.glob("partial-*")) == []
     prepare(found, lambda text: None)
     assert [path.name for path in checkpoints.listed(folder.checkpoints)] == ["checkpoint-000004"]
 
@@ -387,10 +399,10 @@ def test_an_interrupted_end_says_what_is_left(there: There, folder: RunFolder, m
         mirror.close()
     assert signal.getsignal(signal.SIGTERM) is before
     release.set()
-    mirror.join(30)
-    assert not mirror.is_alive()  # it halts between two files
+    wait_for(mirror._done.is_set)  # it halts between two files
     assert there.whole() == []
-    (line,) = said
+    waiting, line = said
+    assert waiting == "the process ends once the storage has answered, or given up on, what is under way"
     assert "checkpoint-000002, checkpoint-000004 among them" in line
     assert f"python rayjobs/upload.py {folder.path} {there.address}" in line
 
