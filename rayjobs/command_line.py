@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rayjobs.errors import OptionError, refuse_together
 from rayjobs.familiar_flags import settle_reward, translate, translate_file
+from rayjobs.mirror.address import refuse_address
 from rayjobs.options import JobOptions, Options, options_class
 from rayjobs.ray_options import RayOptions, check_bind
 from rayjobs.reward_options import RewardOptions
@@ -255,13 +256,15 @@ def read(
     if issubclass(model, RewardOptions):
         values = settle_reward(values)
     try:
-        options = model(**values)
+        made = model(**values)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
         raise OptionError(*explain(error, None if name in flags else path, model)) from error
-    if isinstance(options, RayOptions):
-        check_bind(options)
-    return options
+    if not isinstance(made, JobOptions):  # only a run is copied to an address
+        refuse_address("output_dir", getattr(made, "output_dir", None))
+    if isinstance(made, RayOptions):
+        check_bind(made)
+    return made
 
 
 def _method(asked: str | None, in_file: Any, methods: Sequence[str], only_help: bool) -> str:

@@ -26,7 +26,8 @@ __all__ = ["EMBEDDED", "RANK", "JobOptions", "Options", "RLHFOptions", "option",
 
 RANK = "rank"
 PLACES = (
-    "output_dir", "resume_from_checkpoint", "ray_address", "bind", "rollout_nodes", "learner_nodes", "served_rewards",
+    "output_dir", "local_dir", "resume_from_checkpoint", "ray_address", "bind", "rollout_nodes", "learner_nodes",
+    "served_rewards",
 )  # fmt: skip
 """Options that say where a run is."""
 OWN_IMAGES = 4
@@ -250,12 +251,17 @@ class JobOptions(RewardOptions, RayOptions):
 
     # output
     output_dir: str | None = option(
-        None, "output", "folder", "the run folder", shown="runs/<method>-<date>-<time>", resume=False
-    )
+        None, "output", "folder or address", "the run folder, or where to copy it while the run goes on: s3://, gs://, "
+        "abfss://, hdfs://, file://; keys come from the environment", shown="runs/<method>-<date>-<time>", resume=False,
+    )  # fmt: skip
+    local_dir: str | None = option(
+        None, "output", "folder", "the run folder of a run whose --output_dir is an address; every node must see it",
+        shown="runs/<the address's last part>", resume=False,
+    )  # fmt: skip
     checkpointing_steps: int = option(10, "output", "updates", "updates between checkpoints", resume=False, ge=1)
     checkpoints_total_limit: int | None = option(2, "output", "checkpoints", "checkpoints to keep", resume=False, ge=1)
     resume_from_checkpoint: str | None = option(
-        None, "output", "folder or 'latest'", "checkpoint to go on from", shown="start afresh", resume=False
+        None, "output", "folder, address or 'latest'", "checkpoint to go on from", shown="start afresh", resume=False
     )
     report_to: tuple[Literal["none", "tensorboard", "wandb", "mlflow", "all"], ...] = option(
         ("none",), "output", "names", "trackers that follow the run: tensorboard, wandb, mlflow, all or none; their "
@@ -346,6 +352,16 @@ class JobOptions(RewardOptions, RayOptions):
 
     method: ClassVar[str] = ""
     option_class: ClassVar[type[MethodOptions]] = MethodOptions
+
+    @property
+    def run_folder(self) -> str | None:
+        """The folder that the run works in, wherever it is copied to."""
+        return self.local_dir or self.output_dir
+
+    @property
+    def folder_option(self) -> str:
+        """The option that names that folder."""
+        return "local_dir" if self.local_dir else "output_dir"
 
     @property
     def groups_per_update(self) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayjobs.errors import OptionError
+from rayjobs.mirror.checks import find_remote
+from rayjobs.mirror.store import Store
 from rayjobs.options import JobOptions
 from rayjobs.rewards import scores_alike
 from rayjobs.runtime import checkpoints
@@ -29,11 +31,12 @@ def owner(checkpoint: Path) -> Path | None:
     return next((p for p in places if (p / "config.json").is_file() and (p / checkpoints.FOLDER).is_dir()), None)
 
 
-def check_resume(options: JobOptions) -> tuple[str | None, str | None]:
+def check_resume(options: JobOptions, store: Store | None = None) -> tuple[str | None, str | None]:
     """Find the checkpoint to go on from and refuse options that are not its run's.
 
     Args:
         options: Validated options.
+        store: The run's address, if it has one: what it has and the folder has not is fetched later.
 
     Returns:
         The run folder and the checkpoint; two `None` when the run starts afresh.
@@ -44,6 +47,8 @@ def check_resume(options: JobOptions) -> tuple[str | None, str | None]:
     value = options.resume_from_checkpoint
     if value is None:
         return None, None
+    if store is not None:
+        return _check_copied(options, store, value)
     if value == LATEST:
         if options.output_dir is None:
             raise OptionError(NAME, "'latest' of which run?", "pass the run folder with --output_dir")
@@ -74,11 +79,35 @@ def check_resume(options: JobOptions) -> tuple[str | None, str | None]:
     return given or str(run_folder), str(checkpoint)
 
 
-def _check_same(options: JobOptions, run_folder: Path) -> None:
-    """Refuse options that differ from the run's where that changes its arithmetic."""
+def _check_copied(options: JobOptions, store: Store, value: str) -> tuple[str, str]:
+    """The same for a run that is copied to an address: a checkpoint is in the folder, at the address, or in both."""
+    folder = Path(str(options.local_dir)).expanduser().absolute()
+    config, there = find_remote(options, store)
+    here = (folder / "config.json").is_file()
+    if not here and config is None:
+        raise OptionError(
+            NAME, f"neither {folder} nor {store.address} has a run", "pass its address, or leave it out to start afresh"
+        )
+    found = sorted(
+        {*there, *(checkpoints.listed(folder / checkpoints.FOLDER) if here else [])},
+        key=lambda path: checkpoints.update_of(path.name),
+    )
+    if not found:
+        raise OptionError(NAME, f"{store.address} has no checkpoint yet", "start afresh at another --output_dir")
+    asked = found[-1] if value == LATEST else Path(value).expanduser().absolute()
+    if asked in (folder, folder / checkpoints.FOLDER):
+        asked = found[-1]
+    if asked not in found:
+        raise OptionError(NAME, f"{asked} is no checkpoint of {store.address}", f"pass {found[-1]} or 'latest'")
+    _check_same(options, folder, None if here else config)
+    return str(options.local_dir), str(asked)
+
+
+def _check_same(options: JobOptions, run_folder: Path, text: str | None = None) -> None:
+    """Refuse options that differ from the run's (as its configuration says) where that changes its arithmetic."""
     path = run_folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8") if text is None else text)
         method = values.pop("method", options.method)
         before = type(options)(**values) if method == options.method else None
     except (OSError, ValueError, TypeError, ValidationError) as error:

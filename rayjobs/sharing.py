@@ -80,4 +80,4 @@ def repository(options: JobOptions) -> str:
     Returns:
         `owner/name`, or a name alone, which the hub files under the token's owner.
     """
-    return options.hub_model_id or Path(str(options.output_dir)).name
+    return options.hub_model_id or Path(str(options.run_folder)).name

@@ -12,6 +12,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
 from rayjobs.errors import OptionError
+from rayjobs.mirror.checks import check_address, settle_mirror
 from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions
 from rayjobs.placement import check_joins
 from rayjobs.ray_options import cluster_to_join
@@ -33,9 +34,9 @@ def validate(options: JobOptions) -> JobOptions:
         options: As parsed: each within its own bounds.
 
     Returns:
-        A copy in which `output_dir`, `resolution`, `gradient_accumulation_steps`, `eval_steps`,
-        `eval_guidance_scales`, `num_validation_images`, `reward_config` (what the file holds) and, unless a cluster
-        decides, `use_gpu` and `deepspeed_config` have their values.
+        A copy in which `output_dir` (and `local_dir`, where that is an address), `resolution`,
+        `gradient_accumulation_steps`, `eval_steps`, `eval_guidance_scales`, `num_validation_images`, `reward_config`
+        (what the file holds) and, unless a cluster decides, `use_gpu` and `deepspeed_config` have their values.
 
     Raises:
         OptionError: For the first thing that is wrong.
@@ -66,9 +67,11 @@ def validate(options: JobOptions) -> JobOptions:
         "reward_config": settings,
     }
     resolved = options.model_copy(update=derived)
-    run_folder, checkpoint = check_resume(resolved)
-    place = run_folder or options.output_dir or new_run_folder(options.method)
-    resolved = resolved.model_copy(update={"output_dir": place})
+    store = check_address(resolved)
+    run_folder, checkpoint = check_resume(resolved, store)
+    if store is None:
+        place = run_folder or options.output_dir or new_run_folder(options.method)
+        resolved = resolved.model_copy(update={"output_dir": place})
     check_output(resolved)
     return resolved.model_copy(update={"resume_from_checkpoint": checkpoint})
 
@@ -81,17 +84,11 @@ def settle_folders(options: JobOptions) -> JobOptions:
 
     Returns:
         A copy with those places.
-
-    Raises:
-        OptionError: If one is no folder but an address.
     """
+    options = settle_mirror(options)
     named = {"output_dir": options.output_dir, "resume_from_checkpoint": options.resume_from_checkpoint}
-    for name, value in named.items():
-        if value is not None and "://" in value:
-            raise OptionError(
-                name, f"{value} is an address, and runs are written to folders",
-                "mount storage that every node sees and pass its folder; copy the run afterwards, see docs/cluster.md",
-            )  # fmt: skip
+    if options.local_dir is not None:
+        del named["output_dir"]  # an address
     lasting = {name: str(machine.lasting(value)) for name, value in named.items() if value not in (None, LATEST)}
     return options.model_copy(update=lasting)
 
@@ -487,23 +484,23 @@ def new_run_folder(method: str) -> str:
 
 def check_output(options: JobOptions) -> None:
     """Refuse an output folder that is another run's or cannot be written to; creates nothing that stays."""
-    folder = Path(str(options.output_dir)).expanduser()
+    folder, name = Path(str(options.run_folder)).expanduser(), options.folder_option
     remedy = "pass another folder"
     if folder.exists() and not folder.is_dir():
-        raise OptionError("output_dir", f"{folder} is a file", remedy)
+        raise OptionError(name, f"{folder} is a file", remedy)
     if (folder / "config.json").exists() and options.resume_from_checkpoint is None:
         raise OptionError(
-            "output_dir", f"{folder} belongs to another run",
+            name, f"{folder} belongs to another run",
             "pass another folder, or continue that run with --resume_from_checkpoint latest",
         )  # fmt: skip
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise OptionError("output_dir", f"{place} is a file, so {folder} cannot be made", remedy)
+        raise OptionError(name, f"{place} is a file, so {folder} cannot be made", remedy)
     try:  # permission bits say nothing to root or on a read-only file system: only trying does
         with tempfile.NamedTemporaryFile(dir=place, prefix=".sharpening-") as probe:
             probe.write(b"\0")
             probe.flush()
     except OSError as error:
-        raise OptionError("output_dir", f"cannot write to {place} ({error.strerror})", remedy) from error
+        raise OptionError(name, f"cannot write to {place} ({error.strerror})", remedy) from error

@@ -51,12 +51,12 @@ def make_models(folder: Path) -> Models:
     return Models(pipeline, make_clip_folder(folder / "clip"), prompts)
 
 
-def flags(models: Models, output: Path, **changes: Any) -> list[str]:
+def flags(models: Models, output: Path | str, **changes: Any) -> list[str]:
     """The command line of a small run.
 
     Args:
         models: its models.
-        output: its run folder.
+        output: its run folder, or an address.
         **changes: options that differ.
     """
     values: dict[str, Any] = {
@@ -79,7 +79,7 @@ def flags(models: Models, output: Path, **changes: Any) -> list[str]:
     return arguments
 
 
-def options(models: Models, output: Path, **changes: Any) -> JobOptions:
+def options(models: Models, output: Path | str, **changes: Any) -> JobOptions:
     """Validated options of a small run."""
     from rayjobs.validation import validate
 
@@ -108,6 +108,13 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in row.items() if not name.startswith(UNSTEADY)} for row in read_metrics(folder)
     ]
+
+
+def check_copied(folder: Path, there: dict[str, bytes]) -> None:
+    """An address has all of a run folder: whole checkpoints, and nothing that only makes sense here."""
+    apart = (".mirror/", "checkpoints/checkpoint_manager")
+    here = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert there == {name: contents for name, contents in here.items() if not name.startswith(apart)}
 
 
 def check_whole(folder: Path, updates: int = UPDATES) -> None:
@@ -161,12 +168,12 @@ def kill_process(title: str) -> int:
     return process.pid
 
 
-def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE_S) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE_S, pause: float = 0.02) -> Any:
     """Wait until something holds."""
     deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,9 +74,20 @@ def complete(folder: Path, state: TrainerState, rows: list[dict[str, Any]]) -> P
     partial, final = partial_for(folder, state.update), path_for(folder, state.update)
     (partial / METRICS).write_text(json.dumps(rows), encoding="utf-8")
     (partial / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
+    discard(final)
     partial.rename(final)
     return final
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, which counts no more from the first moment on: nobody copies or reads half of it.
+
+    Args:
+        checkpoint: One that may or may not be there.
+    """
+    with suppress(OSError):
+        (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def read(checkpoint: Path) -> tuple[TrainerState, list[dict[str, Any]]]:
@@ -151,8 +163,18 @@ def listed(folder: Path) -> list[Path]:
     Returns:
         Oldest first.
     """
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / STATE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in folder.glob("checkpoint-*") if is_name(path.name) and (path / STATE).is_file()]
+    return sorted(found, key=lambda path: update_of(path.name))
+
+
+def is_name(name: str) -> bool:
+    """Whether something is called as complete checkpoints are."""
+    return _NAME.fullmatch(name) is not None
+
+
+def update_of(name: str) -> int:
+    """Updates that a checkpoint of some name has had applied."""
+    return int(name.rpartition("-")[2])
 
 
 def prune(folder: Path, keep: int | None) -> None:
@@ -165,4 +187,4 @@ def prune(folder: Path, keep: int | None) -> None:
     for partial in folder.glob("partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
     for old in listed(folder)[:-keep] if keep else []:
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)

@@ -16,6 +16,7 @@ from typing import Any
 
 from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
+from rayjobs.mirror import worker as mirror
 from rayjobs.options import JobOptions, PairOptions
 from rayjobs.runtime import checkpoints, cluster, launch
 from rayjobs.runtime.evaluation import EvaluationPart
@@ -86,7 +87,9 @@ class Run:
         self.options, self.asked = options, asked or options
         self.started = time.monotonic()
         self.progress = ProgressLine(options.method)
+        store = mirror.prepare(options, self.progress.say)
         self.folder = open_folder(options)
+        self.mirror = mirror.open_mirror(store, options, self.folder, self.progress.say)
         self.coordinator: Any = None
         self.training: launch.Training | None = None
         self.trackers = Trackers([], self.progress.say)
@@ -105,6 +108,7 @@ class Run:
             JobError: If the run had to stop.
         """
         with ExitStack() as stack:
+            stack.callback(self._close_mirror)
             stack.callback(self._write_page)
             stack.callback(self.progress.close)
             stack.callback(self._close_trackers)
@@ -125,7 +129,8 @@ class Run:
         return self.folder.path
 
     def _execute(self, stack: ExitStack) -> None:
-        self.progress.say(f"run folder {self.folder.path}")
+        copied = f", copied to {self.options.output_dir}" if self.mirror else ""
+        self.progress.say(f"run folder {self.folder.path}{copied}")
         self.trackers = open_trackers(self.options, self.folder, self.progress.say)
         namespace = f"sharpening-{label(self.folder.path.name)}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
@@ -295,6 +300,11 @@ class Run:
     def _close_trackers(self) -> None:
         self.trackers.close(self._completed)
 
+    def _close_mirror(self) -> None:
+        """Copy what is left, however the run ended; nothing changes in the folder after this."""
+        if self.mirror is not None:
+            self.mirror.close()
+
     # -- ending early --------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -357,6 +367,9 @@ class Run:
             return ""
         config = shlex.quote(str(self.folder.path / "config.json"))
         command = f"python rayjobs/{program(self.options.method)} --config {config}"
+        if self.mirror is not None:
+            command += f" --output_dir {shlex.quote(str(self.options.output_dir))}"
+            command += f" --local_dir {shlex.quote(str(self.folder.path))}"
         return f"{command} --resume_from_checkpoint {shlex.quote(str(found[-1]))}"
 
 
@@ -377,13 +390,14 @@ def open_folder(options: JobOptions) -> RunFolder:
     Raises:
         OptionError: If it belongs to another run or cannot be written.
     """
-    assert options.output_dir is not None  # validation gave it a name
+    assert options.run_folder is not None  # validation gave it a name
+    name = options.folder_option
     try:
         if options.resume_from_checkpoint:
-            return RunFolder.resume(options.output_dir)
-        return RunFolder.create(options.output_dir, options.config())
+            return RunFolder.resume(options.run_folder)
+        return RunFolder.create(options.run_folder, options.config())
     except RunFolderError as error:
-        raise OptionError("output_dir", str(error), "pass another folder, or --resume_from_checkpoint") from error
+        raise OptionError(name, str(error), "pass another folder, or --resume_from_checkpoint") from error
     except OSError as error:
         reason = f"the run folder cannot be written: {error.strerror or error}"
-        raise OptionError("output_dir", reason, "make room, or pass another folder") from error
+        raise OptionError(name, reason, "make room, or pass another folder") from error

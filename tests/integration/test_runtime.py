@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from rayjobs.mirror.address import normal
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from sharpening.evaluation.run_folder import RunFolder
 from tests import runs, submitting
 from tests.listening import exposed, listening
 from tests.runs import Models, local_ray, models, served, served_pair, undisturbed
+from tests.s3_server import KEYS, S3, s3
 from tests.scraping import scrape
 
-__all__ = ["local_ray", "models", "served", "served_pair", "undisturbed"]  # fixtures
+__all__ = ["local_ray", "models", "s3", "served", "served_pair", "undisturbed"]  # fixtures
 
 
 def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
@@ -127,7 +130,7 @@ def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Model
 
 
 def test_overlapped_runs_of_two_rewards_are_reproducible_and_survive_an_interrupt(
-    models: Models, served_pair: str, tmp_path: Path
+    models: Models, served_pair: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the rewards are standardised by is a part of the state that is resumed."""
     stale = {
@@ -136,16 +139,22 @@ def test_overlapped_runs_of_two_rewards_are_reproducible_and_survive_an_interrup
     }  # fmt: skip
     assert threading.current_thread() is threading.main_thread()
     first = tmp_path / "interrupted"
+    address = f"file://{tmp_path}/elsewhere/interrupted"
     saboteur = runs.Saboteur(first, [(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     with pytest.raises(KeyboardInterrupt):
-        run(runs.options(models, first, **stale))
+        run(runs.options(models, address, local_dir=first, **stale))
     saboteur.finish()
     made = len(runs.curve(first))
     assert 2 <= made < runs.UPDATES
     newest = checkpoints.listed(first / "checkpoints")[-1]
     assert newest.name == f"checkpoint-{made:06d}"
     assert list(newest.glob("version-*.safetensors"))  # the version that the next rollouts lag behind to
-    run(runs.options(models, first, **stale, resume_from_checkpoint=newest))
+    there = tmp_path / "elsewhere" / "interrupted"
+    runs.check_copied(first, {p.relative_to(there).as_posix(): p.read_bytes() for p in there.rglob("*") if p.is_file()})
+    said = capfd.readouterr().err
+    assert f"--output_dir {address} --local_dir {first} --resume_from_checkpoint {newest}" in said
+    assert said.rstrip().endswith(f"everything is at {address}")
+    run(runs.options(models, first, **stale, resume_from_checkpoint=newest))  # and in its folder alone from now on
     second = run(runs.options(models, tmp_path / "at-once", **stale, num_rollout_actors=2))
     for folder in (first, second):
         runs.check_whole(folder)
@@ -186,17 +195,22 @@ def check_own_prompts(models: Models, folder: Path, said: str) -> None:
     assert "<h3>Your own prompts</h3>" in (folder / "report.html").read_text()
 
 
-def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, s3: S3, tmp_path: Path) -> None:
+    """On a machine that has nothing of it: what the bucket has is enough."""
     home = tmp_path / "home"
     home.mkdir()
-    folder = tmp_path / "läuft, λ = 1"  # names are anybody's
+    name = "läuft, λ = 1"  # names are anybody's
+    folder, address = tmp_path / name, f"s3://bucket/runs/{name}"
     evaluation: dict[str, Any] = {"skip_evaluation": None, "eval_prompts": 12, "eval_steps": 2}
     evaluation |= {"report_to": "tensorboard", "validation_steps": 3}
     evaluation |= {"validation_prompts": 6, "validation_prompt": OWN, "num_validation_images": 2}
-    arguments = runs.flags(models, folder, **evaluation)
+    arguments = runs.flags(models, address, local_dir=folder, **evaluation)
     process = runs.start_process(arguments, home)
     try:
-        runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= 3, "three updates")
+        marker = "checkpoints/checkpoint-000002/trainer_state.json"
+        runs.wait_for(
+            lambda: process.poll() is not None or marker in s3.names(f"runs/{name}"), "a checkpoint", pause=0.3
+        )
         assert process.poll() is None, process.communicate()[0]
         heard = listening(process.pid)
     finally:
@@ -205,10 +219,13 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     assert {"rlhf.py", "gcs_server", "raylet", "ray::RolloutActor", "ray::RayTrainWorker"} <= set(heard)
     assert any(title.startswith("ray::ServeReplica") for title in heard)
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
-    assert len(runs.curve(folder)) < runs.UPDATES
+    assert 2 <= len(runs.curve(folder)) < runs.UPDATES
     assert not (folder / "pipeline").exists()
-    command = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", str(folder)]
-    command += ["--num_rollout_actors", "2"]
+    shutil.rmtree(folder)
+    config = tmp_path / "config.json"
+    config.write_bytes(s3.files(f"runs/{name}")["config.json"])
+    command = ["--config", str(config), "--resume_from_checkpoint", "latest", "--output_dir", address]
+    command += ["--local_dir", str(folder), "--num_rollout_actors", "2"]
     with submitting.head(home, tmp_path / "head.log") as head:
         process = head.submit(command)
         almost = runs.UPDATES - 1
@@ -221,11 +238,14 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     assert {"rlhf.py", "gcs_server", "dashboard.py", "ray::RayTrainWorker"} <= set(heard)
     assert exposed(heard) == {}  # a head that is told to stays on loopback, with its jobs
     contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
-    for secret in (*submitting.SECRETS.values(), head.environment["RAY_AUTH_TOKEN"]):
+    for secret in (*submitting.SECRETS.values(), *KEYS.values(), head.environment["RAY_AUTH_TOKEN"]):
         assert secret not in said + told
         assert not any(secret.encode() in content for content in contents)
     runs.check_whole(folder)
     assert runs.curve(folder) == runs.curve(undisturbed)  # over a kill, and with two rollout actors since
+    assert "fetching checkpoint-00000" in said
+    assert f"everything is at {normal('output_dir', address)}" in said
+    runs.check_copied(folder, s3.files(f"runs/{name}"))
     assert not (home / ".ray" / "auth_token").exists()
 
     # The evaluation: paired, at both guidance scales, in the table and in summary.json.

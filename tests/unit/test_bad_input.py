@@ -16,6 +16,9 @@ from rayjobs.command_line import parse
 from rayjobs.rlhf import main
 from rayjobs.runtime import checkpoints
 from rayjobs.validation import validate
+from tests.s3_server import s3
+
+__all__ = ["s3"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,8 +141,18 @@ def test_good_flags_pass_and_open_values_are_derived(good, tmp_path):
         ("--rollout_nodes rollout", "rollout_nodes", "must be a label key=value, such as role=rollout, is rollout"),
         ("--rollout_nodes role=rollout,role=any", "rollout_nodes", "must be a label key=value"),
         ("--learner_nodes role=learner", "learner_nodes", "join a cluster with --ray_address, or leave it out"),
-        ("--output_dir s3://bucket/run", "output_dir", "mount storage that every node sees"),
-        ("--resume_from_checkpoint gs://bucket/run", "resume_from_checkpoint", "is an address"),
+        ("--output_dir ftp://host/run", "output_dir", "there is no storage 'ftp://'"),
+        ("--output_dir s3://bucket", "output_dir", "s3://bucket names no run"),
+        ("--output_dir s3://bucket/../run", "output_dir", "names no run"),
+        ("--output_dir s3://me:s3cret@bucket/run", "output_dir", "holds a password or key"),
+        ("--output_dir s3://s3cret@bucket/run", "output_dir", "the address holds a key; leave it out"),
+        ("--output_dir gs://me%3As3cret@bucket/run", "output_dir", "pass it in the environment"),
+        ("--output_dir abfss://box@account/run?client_secret=s3cret", "output_dir", "the address holds a key"),
+        ("--output_dir file:///proc/self/run", "output_dir", "cannot write to file:///proc/self/run ("),
+        ("--output_dir file:///mnt/run --local_dir /mnt/run/here", "local_dir", "lie in one another"),
+        ("--local_dir elsewhere", "local_dir", "is for runs that are copied to an address"),
+        ("--output_dir s3://bucket/run --local_dir s3://bucket/run", "local_dir", "is an address"),
+        ("--resume_from_checkpoint gs://bucket/run", "resume_from_checkpoint", "leave --output_dir out"),
         ("--branches 1", "branches", "pass --branches 2 or more"),
         ("--branches two", "branches", "'two' is not a whole number"),
         ("--temperature -0.1", "temperature", "must be at least 0, is -0.1"),
@@ -337,6 +350,38 @@ def test_output_folder(error, tmp_path):
     assert "is a file" in error("--output_dir", tmp_path / "file" / "deeper" / "run")[1]
     if Path("/proc/self").is_dir():  # nobody, not even root, makes files there
         assert error("--output_dir", "/proc/self/run")[0] == "output_dir"
+
+
+def test_an_address_that_cannot_be_used(error, good, s3, tmp_path, monkeypatch):
+    """By a real server: no such bucket, a key that it does not know, a run of somebody else's."""
+    option, line = error("--output_dir", "s3://nobody/run")
+    assert option == "output_dir"
+    assert "cannot write to s3://nobody/run (NO_SUCH_BUCKET: The specified bucket does not exist)" in line
+    assert "from the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in line
+    s3.check_keys("0")
+    line = error("--output_dir", "s3://bucket/run")[1]
+    assert "cannot write to s3://bucket/run (INVALID_ACCESS_KEY_ID" in line
+    assert not [secret for secret in s3.environment.values() if secret in line]
+    s3.check_keys("inf")
+    options = validate(parse([*good, "--output_dir", "s3://bucket/run"]))
+    assert (options.output_dir, options.local_dir) == ("s3://bucket/run", "runs/run")
+    assert s3.files() == {}  # what was tried is gone again
+    assert not (tmp_path / "runs").exists()
+    s3.client.put_object(Bucket="bucket", Key="run/config.json", Body=b"{}")
+    assert "s3://bucket/run belongs to another run; pass another" in error("--output_dir", "s3://bucket/run")[1]
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    (tmp_path / "runs" / "new" / "config.json").write_text("{}")
+    assert error("--output_dir", "s3://bucket/new")[0] == "local_dir"
+
+
+@pytest.mark.parametrize("job", ["compare", "trials", "search", "sweep", "capacity"])
+def test_only_runs_are_copied_to_an_address(job, capsys):
+    from importlib import import_module
+
+    assert import_module(f"rayjobs.{job}").main(["--output_dir", "s3://s3cret@bucket/x"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{job}: error: --output_dir: s3://bucket/x is an address, and this job writes to a folder")
+    assert "mount storage that every node sees" in line
 
 
 def test_default_output_folder_is_new_each_time(good, tmp_path):

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from rayjobs.errors import OptionError
+from rayjobs.mirror.address import normal
 from tests import pages
 from tests.openai_server import openai_server, score_of
 from tests.pages import ROOT, Block, Command
@@ -71,6 +72,9 @@ def understood(name: str, words: Sequence[str]) -> None:
         from rayjobs.sweeping.options import SweepOptions
 
         read(SweepOptions, given, "sweep.py")
+    elif name == "upload":
+        assert len(given) == 2
+        assert normal("address", given[1]) == given[1]
     elif name == "report":
         assert not [word for word in given if word.startswith("-") and word != "--output"]
     elif name in ("bench", "bench_rewards"):

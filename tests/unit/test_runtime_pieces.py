@@ -51,7 +51,7 @@ def test_only_versions_that_rollouts_can_ask_for_are_kept() -> None:
     assert versions[1] == "again"
 
 
-def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"update": 0, "loss": 0.5}]
     for update in (2, 4, 10):
         partial = checkpoints.partial_for(tmp_path, update)
@@ -63,7 +63,17 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.listed(tmp_path)] == [
         "checkpoint-000002", "checkpoint-000004", "checkpoint-000010",
     ]  # fmt: skip
-    checkpoints.prune(tmp_path, 2)
+    counted: list[list[str]] = []
+    delete = checkpoints.shutil.rmtree
+
+    def rmtree(path: Path, **settings: Any) -> None:
+        counted.append([found.name for found in checkpoints.listed(tmp_path)])
+        delete(path, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", rmtree)
+        checkpoints.prune(tmp_path, 2)
+    assert counted[-1] == ["checkpoint-000004", "checkpoint-000010"]  # one that is being deleted counts no more
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000004", "checkpoint-000010"]
     assert checkpoints.read(checkpoints.path_for(tmp_path, 10)) == (checkpoints.TrainerState(10, 1, []), rows)
 
