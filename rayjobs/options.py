@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, create_model, field_validator
 
 from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.model_options import ModelOptions
 from rayjobs.placement import check_label
 from rayjobs.reward_options import RewardOptions
 from sharpening import methods
@@ -50,30 +51,22 @@ def _declared(option_class: type[MethodOptions], name: str) -> Any:
     return option(found.default, "method", **told, **found.metadata["bounds"])
 
 
-class JobOptions(RewardOptions):
+class JobOptions(RewardOptions, ModelOptions):
     """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
     """
 
-    # model
+    # model, with what `ModelOptions` declares
     pretrained_model_name_or_path: str = option(
         EMBEDDED, "model", "folder or hub id", "diffusers pipeline to start from, which is also the reference", "θ_ref"
     )
     revision: str | None = option(
         None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
-    resolution: int | None = option(
-        None, "model", "pixels", "width and height of all images of the run", "H, W", "the model's", ge=8
-    )
     mixed_precision: Literal["no", "bf16"] = option(
         "no", "model", "-",
         "bf16 holds and uses all weights in bfloat16, in learners and actors; AdamW keeps float32 master weights",
-    )  # fmt: skip
-    pretrained_vae_model_name_or_path: str | None = option(
-        None, "model", "folder or hub id",
-        "VAE (AutoencoderKL) in place of the pipeline's own, in training, evaluation and the final pipeline",
-        shown="the pipeline's own",
     )  # fmt: skip
     pretrained_tiny_vae_path: str | None = option(
         None, "model", "folder or hub id",

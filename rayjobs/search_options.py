@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from rayjobs.declaring import EMBEDDED, option
+from rayjobs.model_options import ModelOptions
 from rayjobs.reward_options import RewardOptions
 from sharpening.search import SEARCHES
 
@@ -18,7 +19,7 @@ GROUPS = {
 }
 
 
-class SearchJobOptions(RewardOptions):
+class SearchJobOptions(RewardOptions, ModelOptions):
     """What a search is told."""
 
     groups: ClassVar[dict[str, str]] = GROUPS
@@ -27,7 +28,6 @@ class SearchJobOptions(RewardOptions):
         "likes best. A search that was interrupted goes on where it was when it is started again."
     )
 
-    pretrained_model_name_or_path: str = option(EMBEDDED, "model", "folder or hub id", "diffusers pipeline", "θ")
     seed: int = option(0, "model", "integer", "run seed; a prompt's noise depends on it and on its place alone", ge=0)
     prompts: str = option(
         EMBEDDED, "prompts", "file", "prompts: .txt (one a line), .jsonl or .parquet; embedded: the benchmark", "c"

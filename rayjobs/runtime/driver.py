@@ -17,7 +17,7 @@ from typing import Any
 from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.options import JobOptions, PairOptions
-from rayjobs.runtime import checkpoints, cluster, launch
+from rayjobs.runtime import checkpoints, cluster, launch, models
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.labels import label
@@ -124,6 +124,7 @@ class Run:
 
     def _execute(self, stack: ExitStack) -> None:
         self.progress.say(f"run folder {self.folder.path}")
+        self.options = models.settle_model(self.options)
         self.trackers = open_trackers(self.options, self.folder, self.progress.say)
         namespace = f"sharpening-{label(self.folder.path.name)}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
