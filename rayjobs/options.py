@@ -414,7 +414,15 @@ class PromptOptions(DatasetOptions):
     caption_column: str = option("text", "data", "column", "where the data keep the prompt")
 
 
-class ImageOptions(DatasetOptions):
+class ShapeOptions(BaseModel):
+    """Which shapes given images are learnt in."""
+
+    aspect_ratio_buckets: bool = option(
+        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
+    )
+
+
+class ImageOptions(ShapeOptions, DatasetOptions):
     """Where images with captions come from."""
 
     train_data: str = option(
@@ -425,12 +433,9 @@ class ImageOptions(DatasetOptions):
     )
     image_column: str = option("image", "data", "column", "where the data keep images: PNG, JPEG or WebP")
     caption_column: str = option("text", "data", "column", "where the data keep their captions")
-    aspect_ratio_buckets: bool = option(
-        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
-    )
 
 
-class PairOptions(PromptOptions):
+class PairOptions(ShapeOptions, PromptOptions):
     """Where preference pairs come from."""
 
     train_data: str = option(

@@ -13,8 +13,8 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
 from rayjobs.errors import OptionError, reason_of
-from rayjobs.model_checks import check_model, check_tiny_vae, local_folder
-from rayjobs.options import EMBEDDED, ImageOptions, JobOptions
+from rayjobs.model_checks import check_model, check_tiny_vae
+from rayjobs.options import EMBEDDED, ImageOptions, JobOptions, PairOptions
 from rayjobs.placement import check_joins
 from rayjobs.resume import LATEST, check_resume
 from rayjobs.reward_options import RewardOptions
@@ -268,21 +268,19 @@ def check_data(options: JobOptions) -> None:
     """Refuse training data that are absent, empty, broken or lack a column; a few examples are read."""
     from rayjobs.runtime.training_data import check_source
 
-    if isinstance(options, ImageOptions) and options.aspect_ratio_buckets:
+    if isinstance(options, (ImageOptions, PairOptions)) and options.aspect_ratio_buckets:
         check_buckets(options)
     check_source(options)
 
 
-def check_buckets(options: ImageOptions) -> None:
-    """Refuse buckets of images that are all squares, and for models that draw squares only."""
-    from sharpening.policies import ANY_SHAPE, family_of
-
-    name, model = "aspect_ratio_buckets", getattr(options, "pretrained_model_name_or_path", EMBEDDED)
-    if options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
+def check_buckets(options: ImageOptions | PairOptions) -> None:
+    """Refuse buckets of images that are all squares."""
+    name = "aspect_ratio_buckets"
+    if isinstance(options, PairOptions):
+        if options.ranks:
+            raise OptionError(name, "pairs that the run draws itself are squares", "leave it out, or pass --train_data")
+    elif options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
         raise OptionError(name, "the embedded images are all squares", "leave it out, or pass --train_data")
-    folder = None if model == EMBEDDED else local_folder(name, model)
-    if folder is not None and family_of(folder) not in ANY_SHAPE:
-        raise OptionError(name, f"is for models of the families {', '.join(ANY_SHAPE)}", "leave it out")
 
 
 def new_run_folder(method: str) -> str:
