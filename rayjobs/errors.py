@@ -74,3 +74,16 @@ class RunStopped(JobError):
 
     def __reduce__(self) -> tuple[type["RunStopped"], tuple[str, str]]:
         return RunStopped, (self.reason, self.resume)
+
+
+def reason_of(error: Exception) -> tuple[str, str]:
+    """What is wrong and what to do, of an error that may only say what is wrong.
+
+    Args:
+        error: One whose message reads "what is wrong; what to do".
+
+    Returns:
+        Both parts, for an `OptionError`.
+    """
+    problem, _, remedy = str(error).rpartition("; ")
+    return (problem, remedy) if problem else (str(error), "correct it, or name another")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, create_model, field_validator
 
 from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.model_options import ModelOptions
 from rayjobs.placement import check_label
 from rayjobs.ray_options import RayOptions
 from rayjobs.reward_options import RewardOptions
@@ -54,30 +55,22 @@ def _declared(option_class: type[MethodOptions], name: str) -> Any:
     return option(found.default, "method", **told, **found.metadata["bounds"])
 
 
-class JobOptions(RewardOptions, RayOptions):
+class JobOptions(RewardOptions, ModelOptions, RayOptions):
     """What every fine-tuning job can be told; `options_class` adds what a method can.
 
     `rayjobs.validation.validate` returns a copy in which every derived `None` has its value.
     """
 
-    # model
+    # model, with what `ModelOptions` declares
     pretrained_model_name_or_path: str = option(
         EMBEDDED, "model", "folder or hub id", "diffusers pipeline to start from, which is also the reference", "θ_ref"
     )
     revision: str | None = option(
         None, "model", "branch, tag, commit", "revision of a model on the hub", shown="its newest"
     )
-    resolution: int | None = option(
-        None, "model", "pixels", "width and height of all images of the run", "H, W", "the model's", ge=8
-    )
     mixed_precision: Literal["no", "bf16"] = option(
         "no", "model", "-",
         "bf16 holds and uses all weights in bfloat16, in learners and actors; AdamW keeps float32 master weights",
-    )  # fmt: skip
-    pretrained_vae_model_name_or_path: str | None = option(
-        None, "model", "folder or hub id",
-        "VAE (AutoencoderKL) in place of the pipeline's own, in training, evaluation and the final pipeline",
-        shown="the pipeline's own",
     )  # fmt: skip
     pretrained_tiny_vae_path: str | None = option(
         None, "model", "folder or hub id",
@@ -457,7 +450,15 @@ class PromptOptions(DatasetOptions):
     caption_column: str = option("text", "data", "column", "where the data keep the prompt")
 
 
-class ImageOptions(DatasetOptions):
+class ShapeOptions(BaseModel):
+    """Which shapes given images are learnt in."""
+
+    aspect_ratio_buckets: bool = option(
+        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
+    )
+
+
+class ImageOptions(ShapeOptions, DatasetOptions):
     """Where images with captions come from."""
 
     train_data: str = option(
@@ -468,12 +469,9 @@ class ImageOptions(DatasetOptions):
     )
     image_column: str = option("image", "data", "column", "where the data keep images: PNG, JPEG or WebP")
     caption_column: str = option("text", "data", "column", "where the data keep their captions")
-    aspect_ratio_buckets: bool = option(
-        False, "data", "switch", "keep the images' shapes, up to 2 : 1; every update is of one shape"
-    )
 
 
-class PairOptions(PromptOptions):
+class PairOptions(ShapeOptions, PromptOptions):
     """Where preference pairs come from."""
 
     train_data: str = option(

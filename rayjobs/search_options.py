@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from rayjobs.declaring import EMBEDDED, option
+from rayjobs.model_options import ModelOptions
 from rayjobs.ray_options import RayOptions
 from rayjobs.reward_options import RewardOptions
 from sharpening.search import SEARCHES
@@ -19,7 +20,7 @@ GROUPS = {
 }
 
 
-class SearchJobOptions(RewardOptions, RayOptions):
+class SearchJobOptions(RewardOptions, ModelOptions, RayOptions):
     """What a search is told."""
 
     groups: ClassVar[dict[str, str]] = GROUPS
@@ -28,7 +29,6 @@ class SearchJobOptions(RewardOptions, RayOptions):
         "likes best. A search that was interrupted goes on where it was when it is started again."
     )
 
-    pretrained_model_name_or_path: str = option(EMBEDDED, "model", "folder or hub id", "diffusers pipeline", "θ")
     seed: int = option(0, "model", "integer", "run seed; a prompt's noise depends on it and on its place alone", ge=0)
     prompts: str = option(
         EMBEDDED, "prompts", "file", "prompts: .txt (one a line), .jsonl or .parquet; embedded: the benchmark", "c"

@@ -11,9 +11,10 @@ from typing import Any
 
 from rayjobs import machine
 from rayjobs.deepspeed_config import check_deepspeed, default_config_path, load_deepspeed, zero_stage
-from rayjobs.errors import OptionError
+from rayjobs.errors import OptionError, reason_of
 from rayjobs.mirror.checks import check_address, settle_mirror
-from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions
+from rayjobs.model_checks import check_model, check_tiny_vae
+from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions, PairOptions
 from rayjobs.placement import check_joins
 from rayjobs.ray_options import cluster_to_join
 from rayjobs.resume import LATEST, check_resume
@@ -221,165 +222,6 @@ def settle_device(options: JobOptions, device: str, available: int, where: str) 
     return options.model_copy(update={"use_gpu": "yes" if device == "cuda" else "no", "deepspeed_config": path})
 
 
-def local_folder(option: str, value: str) -> Path | None:
-    """The folder a model option names, or `None` when it is a hub id.
-
-    `owner/name` is a hub id unless something of that name, or a folder called `owner`, lies here.
-
-    Args:
-        option: The option, for the message.
-        value: Its value.
-
-    Returns:
-        The folder, or `None`.
-
-    Raises:
-        OptionError: If it is neither.
-    """
-    from sharpening.checks import ModelFolderError, local_path
-
-    try:
-        return local_path(value, f"pass a model folder, a hub id or '{EMBEDDED}'")
-    except ModelFolderError as error:
-        raise OptionError(option, *_reason(error)) from error
-
-
-def check_model(options: JobOptions) -> int | None:
-    """Refuse an absent, incomplete or truncated pipeline, and a resolution that the model cannot draw.
-
-    Args:
-        options: The options.
-
-    Returns:
-        The resolution in pixels; `None` when only the hub could tell.
-
-    Raises:
-        OptionError: If the folder or the resolution is wrong.
-    """
-    from sharpening import checks
-    from sharpening.policies import family_of, native_resolution
-
-    name = "pretrained_model_name_or_path"
-    value = options.pretrained_model_name_or_path
-    if value == EMBEDDED:
-        from sharpening.shapes.assets import pipeline_folder
-
-        folder: Path | None = pipeline_folder()
-    else:
-        folder = local_folder(name, value)
-    if folder is None:
-        return options.resolution
-    if options.revision is not None:
-        raise OptionError("revision", "only models on the hub have revisions", "leave it out, or pass a hub id")
-    try:
-        family_of(folder)
-    except checks.ModelFolderError as error:
-        raise OptionError(name, *_reason(error)) from error
-    check_vae_folder(options, folder)
-    check_targets(options, folder)
-    looks = () if options.skip_evaluation else options.eval_guidance_scales
-    scales = {"guidance_scale": options.guidance_scale, "eval_guidance_scales": max(looks, default=1.0)}
-    check_guidance(folder, scales | {"loss_guidance_scale": getattr(options, "loss_guidance_scale", 1.0)})
-    if options.resolution is None:
-        return native_resolution(folder)
-    check_resolution(options.resolution, folder)
-    return options.resolution
-
-
-def check_resolution(resolution: int, folder: Path) -> None:
-    """Refuse a resolution that the model's denoiser and VAE cannot draw.
-
-    Args:
-        resolution: In pixels.
-        folder: A whole pipeline folder.
-
-    Raises:
-        OptionError: If they cannot.
-    """
-    from sharpening.policies import resolution_steps
-
-    step, largest = resolution_steps(folder) or (1, None)  # where the JSON does not say, loading the model will
-    fitting = max(step, min(resolution // step * step, largest or resolution))
-    if resolution % step or (largest and resolution > largest):
-        limit = f" up to {largest}" if largest else ""
-        raise OptionError(
-            "resolution", f"is {resolution}, but the model draws multiples of {step} pixels{limit}", f"pass {fitting}"
-        )
-
-
-def check_targets(options: JobOptions, folder: Path) -> None:
-    """Refuse names of layers that the denoiser's weights do not have, as far as headers tell.
-
-    Args:
-        options: The options.
-        folder: A whole pipeline folder.
-
-    Raises:
-        OptionError: If no layer has one of the names.
-    """
-    from sharpening.checks import check_safetensors
-
-    part = "unet" if (folder / "unet").is_dir() else "transformer"
-    files = sorted((folder / part).glob("*.safetensors")) if options.lora_target_modules else []
-    if not files:
-        return
-    layers = [name.removesuffix(".weight") for file in files for name in check_safetensors(file)]
-    for target in options.lora_target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            raise OptionError(
-                "lora_target_modules", f"no layer of the {part} has a name that ends in '{target}'",
-                "pass names that it has, such as to_q, or leave it out",
-            )  # fmt: skip
-
-
-def check_vae_folder(options: JobOptions, folder: Path) -> None:
-    """Refuse a VAE in place of the pipeline's own that is absent, incomplete or does not fit.
-
-    Args:
-        options: The options.
-        folder: A whole pipeline folder.
-
-    Raises:
-        OptionError: If it cannot take the place.
-    """
-    from sharpening import checks
-    from sharpening.policies import check_vae
-
-    name, value = "pretrained_vae_model_name_or_path", options.pretrained_vae_model_name_or_path
-    if value is None or (vae := local_folder(name, value)) is None:
-        return
-    try:
-        check_vae(folder, vae)
-    except checks.ModelFolderError as error:
-        raise OptionError(name, *_reason(error)) from error
-
-
-def check_tiny_vae(options: JobOptions) -> None:
-    """Refuse a tiny VAE that is absent, incomplete or none; whether it fits the model shows when it is loaded."""
-    from sharpening import checks
-
-    name, value = "pretrained_tiny_vae_path", options.pretrained_tiny_vae_path
-    if value is None or (folder := local_folder(name, value)) is None:
-        return
-    try:
-        found = checks.read_json(folder / "config.json").get("_class_name")
-        checks.check_weights(folder)
-    except checks.ModelFolderError as error:
-        raise OptionError(name, *_reason(error)) from error
-    if found != "AutoencoderTiny":
-        raise OptionError(name, f"{folder} holds a {found}, no AutoencoderTiny", "pass one, such as TAESDXL's folder")
-
-
-def check_guidance(folder: Path, scales: dict[str, float]) -> None:
-    """Refuse guidance scales above 1, by option, where the model knows none."""
-    from sharpening.policies import guidance_of
-
-    if guidance_of(folder) == "none":
-        for option, scale in scales.items():
-            if scale > 1:
-                raise OptionError(option, f"is {scale:g}, but guidance is distilled into this model", "pass 1")
-
-
 def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
     """Refuse rewards that cannot be found, settings that no reward has, and models that are not there.
 
@@ -401,7 +243,7 @@ def check_rewards(options: RewardOptions) -> dict[str, Any] | None:
         try:
             check_reward_files(plan.term.reward, plan.model, plan.checkpoint)
         except RewardModelError as error:
-            problem, remedy = _reason(error)
+            problem, remedy = reason_of(error)
             own = settings.get(plan.name, {}).get(error.option.removeprefix("reward_"))
             if own is not None and own in (plan.model, plan.checkpoint):  # the file said so, no flag
                 raise OptionError("reward_config", f"{plan.name}: {problem}", remedy) from error
@@ -445,31 +287,23 @@ def check_own_prompts(options: JobOptions) -> None:
         )  # fmt: skip
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    """What is wrong and what to do, of an error that may only say what is wrong."""
-    problem, _, remedy = str(error).rpartition("; ")
-    return (problem, remedy) if problem else (str(error), "correct it, or name another")
-
-
 def check_data(options: JobOptions) -> None:
     """Refuse training data that are absent, empty, broken or lack a column; a few examples are read."""
     from rayjobs.runtime.training_data import check_source
 
-    if isinstance(options, ImageOptions) and options.aspect_ratio_buckets:
+    if isinstance(options, (ImageOptions, PairOptions)) and options.aspect_ratio_buckets:
         check_buckets(options)
     check_source(options)
 
 
-def check_buckets(options: ImageOptions) -> None:
-    """Refuse buckets of images that are all squares, and for models that draw squares only."""
-    from sharpening.policies import ANY_SHAPE, family_of
-
-    name, model = "aspect_ratio_buckets", getattr(options, "pretrained_model_name_or_path", EMBEDDED)
-    if options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
+def check_buckets(options: ImageOptions | PairOptions) -> None:
+    """Refuse buckets of images that are all squares."""
+    name = "aspect_ratio_buckets"
+    if isinstance(options, PairOptions):
+        if options.ranks:
+            raise OptionError(name, "pairs that the run draws itself are squares", "leave it out, or pass --train_data")
+    elif options.dataset_name is None and options.train_data_dir is None and options.train_data == EMBEDDED:
         raise OptionError(name, "the embedded images are all squares", "leave it out, or pass --train_data")
-    folder = None if model == EMBEDDED else local_folder(name, model)
-    if folder is not None and family_of(folder) not in ANY_SHAPE:
-        raise OptionError(name, f"is for models of the families {', '.join(ANY_SHAPE)}", "leave it out")
 
 
 def new_run_folder(method: str) -> str:

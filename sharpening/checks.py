@@ -19,6 +19,8 @@ StrPath = str | os.PathLike[str]
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 """`owner/name` of a repository on the Hugging Face hub."""
 
+UNLOADED = ("safety_checker",)
+"""Components that no policy loads, and that a pipeline folder may lack though its `model_index.json` lists them."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -127,7 +129,8 @@ def check_pipeline_folder(path: StrPath) -> dict[str, Any]:
     if not isinstance(index.get("_class_name"), str):
         raise ModelFolderError(f"{folder / 'model_index.json'} names no _class_name; pass a diffusers pipeline folder")
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+        listed = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+        if listed and (name not in UNLOADED or (folder / name).is_dir()):
             _check_component(folder / name, entry[1])
     return index
 

@@ -29,7 +29,7 @@ from rayjobs.benchmark.contenders import (
 from rayjobs.benchmark.yardstick import Yardstick, YardstickOptions
 from rayjobs.options import options_class
 from rayjobs.rewards import load_in_process, reward_plans
-from rayjobs.runtime.models import pipeline_folder
+from rayjobs.runtime.models import pipeline, pipeline_folder, vae
 from rayjobs.runtime.training_data import training_prompts
 from sharpening.data.prompts import PromptStream
 from sharpening.data.source import PromptSource
@@ -204,9 +204,8 @@ class Process:
     def _load_policy(self) -> Any:
         self._say("loading the model")
         options = self._options
-        folder = pipeline_folder(options.pretrained_model_name_or_path)
-        vae = options.pretrained_vae_model_name_or_path
-        return load_policy(folder, self._device, resolution=options.resolution, vae=vae)
+        folder = pipeline_folder(pipeline(options))
+        return load_policy(folder, self._device, resolution=options.resolution, vae=vae(options))
 
     @cached_property
     def _score(self) -> ScoreFn:

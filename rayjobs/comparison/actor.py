@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
+from rayjobs.comparison.tasks import Answer, DrawTask, Model, ScoreTask, SearchTask
 
 if TYPE_CHECKING:
     from sharpening.evaluation.comparison.records import ImageJudgement
@@ -38,7 +38,7 @@ class EvaluationActor:
         self._name, self._device, self._score = name, device, score
         self._judges, self._benchmark = Judges(), assets.benchmark()
         self._grader = load_reward("grader", **grader) if grader else None
-        self._loaded: tuple[str, Any] | None = None
+        self._loaded: tuple[Model, Any] | None = None
 
     def __repr__(self) -> str:
         """Name the actor in Ray's logs and dashboard."""
@@ -65,7 +65,7 @@ class EvaluationActor:
         from sharpening.sampling import sample
         from sharpening.seeds import noise
 
-        policy, prompts = self._policy(task.pipeline), self._prompts(task.items, task.validation)
+        policy, prompts = self._policy(task.model), self._prompts(task.items, task.validation)
         nfe, started = policy.nfe, time.perf_counter()
         draws = [noise(policy.latent_shape, task.seed, "comparison", item, task.image) for item in task.items]
         condition = policy.encode([prompt.prompt for prompt in prompts])
@@ -102,7 +102,7 @@ class EvaluationActor:
         score = self._score
         if task.sample and isinstance(score, CombinedScore):
             score = score.beside({name: np.asarray(values) for name, values in task.sample.items()})
-        policy = self._policy(task.pipeline)
+        policy = self._policy(task.model)
         search = load_search(task.search, **task.options)
         texts = list(task.prompts) or [prompt.prompt for prompt in self._prompts(task.items)]
         found = search.search(policy, score, texts, task.budget, SearchSeeds(task.seed, task.items))
@@ -142,7 +142,7 @@ class EvaluationActor:
         from sharpening.sampling import sample
         from sharpening.seeds import noise
 
-        policy = self._policy(task.pipeline)
+        policy = self._policy(task.model)
         nfe, places = policy.nfe, zip(task.items, task.images, strict=True)
         draws = [noise(policy.latent_shape, task.seed, "scale", item, image) for item, image in places]
         x0 = sample(policy, policy.encode(task.prompts), torch.stack(draws), task.steps, task.guidance_scale)
@@ -160,12 +160,14 @@ class EvaluationActor:
             for name, values in parts.items()
         }
 
-    def _policy(self, pipeline: str) -> Any:
+    def _policy(self, model: Model) -> Any:
         from rayjobs.runtime.models import pipeline_folder
         from sharpening.policies import load_policy
 
-        if self._loaded is None or self._loaded[0] != pipeline:
-            self._loaded = (pipeline, load_policy(pipeline_folder(pipeline), self._device))
+        if self._loaded is None or self._loaded[0] != model:
+            folder = pipeline_folder(model.pipeline)
+            policy = load_policy(folder, self._device, resolution=model.resolution, vae=model.vae)
+            self._loaded = (model, policy)
         return self._loaded[1]
 
     def _prompts(self, items: Sequence[int], validation: bool = False) -> "list[BenchmarkPrompt]":

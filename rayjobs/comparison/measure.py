@@ -12,7 +12,7 @@ from rayjobs.comparison.grading import grader_options
 from rayjobs.comparison.options import CompareOptions
 from rayjobs.comparison.pool import Pool, pool
 from rayjobs.comparison.results import Store
-from rayjobs.comparison.tasks import Answer, DrawTask, SearchTask
+from rayjobs.comparison.tasks import Answer, DrawTask, Model, SearchTask
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
 from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import reward_plans
@@ -30,18 +30,19 @@ class Measurement:
 
     Args:
         options: The comparison's options, resolved.
+        base: The model that every system starts from.
         store: Where it is kept.
         trainings: The training runs.
         say: Where progress goes.
     """
 
     def __init__(
-        self, options: CompareOptions, store: Store, trainings: Trainings, say: Callable[[str], None]
+        self, options: CompareOptions, base: Model, store: Store, trainings: Trainings, say: Callable[[str], None]
     ) -> None:  # fmt: skip
         from sharpening.shapes import assets
 
         benchmark = assets.benchmark()
-        self._options, self._store, self._trainings, self._say = options, store, trainings, say
+        self._options, self._base, self._store, self._trainings, self._say = options, base, store, trainings, say
         self._prompts = [index for index, _ in choose(benchmark, options.eval_prompts)]
         self._fewer = [index for index, _ in choose(benchmark, min(options.other_prompts, options.eval_prompts))]
         self._searched = [index for index, _ in choose(benchmark, min(options.search_prompts, options.eval_prompts))]
@@ -65,23 +66,22 @@ class Measurement:
             reward_plans(RewardOptions()) if sought else (), grader=grader_options(options),
         ) as actors:  # fmt: skip
             for seed in bases:
-                self._draw(actors, "base", seed, options.pretrained_model_name_or_path, None)
+                self._draw(actors, "base", seed, self._base, None)
             for training in models:
-                folder = self._trainings.folder(training)
-                self._draw(actors, training.system, training.seed, str((folder / "pipeline").resolve()), training)
+                self._draw(actors, training.system, training.seed, self._trainings.model(training), training)
             for name, seed in sought:
                 self._search(actors, name, seed)
 
     # -- models --------------------------------------------------------------------------------------------------
 
-    def _draw(self, actors: Pool, system: str, seed: int, pipeline: str, training: Training | None) -> None:
+    def _draw(self, actors: Pool, system: str, seed: int, model: Model, training: Training | None) -> None:
         """Judge a model at every guidance scale, and at twice the steps unguided (a guided image costs twice)."""
         options = self._options
         own, *others = options.guidance_scales
 
         def tasks(items: list[int], guidance: float, steps: int, **more: Any) -> list[DrawTask]:
             parts = [tuple(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
-            return [DrawTask(system, seed, pipeline, part, guidance, steps, **more) for part in parts]
+            return [DrawTask(system, seed, model, part, guidance, steps, **more) for part in parts]
 
         wanted = tasks(self._prompts, own, options.steps, grade=True)
         judged_own = len(wanted)
@@ -135,7 +135,7 @@ class Measurement:
                 for start in range(0, len(self._searched), SEARCH_BATCH)
             ]
             tasks = [
-                SearchTask(name, seed, options.pretrained_model_name_or_path, part, budget,
+                SearchTask(name, seed, self._base, part, budget,
                            {"steps": options.steps, "guidance_scale": guidance},
                            grade=multiple == max(options.search_multiples))
                 for part in parts

@@ -5,13 +5,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from rayjobs.options import EMBEDDED, option
+from rayjobs.declaring import option
+from rayjobs.model_options import ModelOptions
 from rayjobs.ray_options import RayOptions
 from sharpening.methods import METHODS
 from sharpening.rewards.grader.endpoint import MODEL, check_url
 from sharpening.search import SEARCHES
 
 GROUPS = {
+    "model": "the diffusion model that every system starts from",
     "systems": "what is compared",
     "budget": "what each may spend",
     "evaluation": "held-out prompts, all systems on the same noise",
@@ -37,16 +39,13 @@ QUICK: dict[str, Any] = {
 """What --quick sets: every method and search runs and every part of the report is written; no number means anything."""
 
 
-class BudgetOptions(RayOptions):
+class BudgetOptions(ModelOptions, RayOptions):
     """What a job is told that trains many methods at one budget."""
 
     methods: tuple[str, ...] = option(
         (*METHODS, *VARIANTS), "systems", "names",
         "fine-tuning methods; rlhf_guided is rlhf trained under guidance, rlhf_image picks by images, not by paths",
     )  # fmt: skip
-    pretrained_model_name_or_path: str = option(
-        EMBEDDED, "systems", "folder", "diffusers pipeline that every system starts from"
-    )
     train_seconds: float = option(
         150.0, "budget", "wall seconds",
         "training time of each method; as many updates as fit, measured once a method on this machine", gt=0,

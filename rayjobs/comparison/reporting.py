@@ -11,11 +11,13 @@ from rayjobs.comparison.grading import grader_note, without_grades
 from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.trainings import Training, Trainings
+from sharpening.evaluation.comparison.columns import COLUMNS, OVERALL
 from sharpening.evaluation.comparison.diversity import Diversity, diversity
 from sharpening.evaluation.comparison.report import write_report
 from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, TrainingCurve, Trial
 from sharpening.evaluation.metrics import read_metrics
 from sharpening.evaluation.run_folder import versions
+from sharpening.shapes.scene import IMAGE_SIZE
 
 SYMBOLS = {"branches": "n", "branch_steps": "m", "temperature": "λ"}
 NAMES = {"branches": "branches", "branch_steps": "steps", "temperature": "temperature"}
@@ -40,13 +42,17 @@ def report(
     Returns:
         The report's Markdown file.
     """
-    told = versions()
+    told, judgements = versions(), store.judgements()
+    missing, overall = without_grades(options, store), OVERALL
+    if judgements and all(row.all is None for row in judgements):
+        overall, unverified = "clip", f"the verifiers judge images of {IMAGE_SIZE}×{IMAGE_SIZE} pixels alone"
+        missing |= {name: unverified for name, column in COLUMNS.items() if column.field in ("facts", "all")}
     results = ComparisonResults(
-        judgements=store.judgements(), costs=store.costs(), guidance_scale=options.guidance_scales[0],
+        judgements=judgements, overall=overall, costs=store.costs(), guidance_scale=options.guidance_scales[0],
         steps=options.steps, search_multiple=max(options.search_multiples), sweeps=_sweeps(options, store, trainings),
         curves=[TrainingCurve(t.system, t.seed, read_metrics(trainings.folder(t))) for t in done],
         diversity=_diversity(store), trials=trials,
-        notes=[*notes, *grader_note(options)], missing=without_grades(options, store),
+        notes=[*notes, *grader_note(options)], missing=missing,
         command=command, commit=told["commit"],
         machine=f"{_cpu()}, {machine.cpus()} CPUs, {machine.gpus() or 'no'} GPU; Python {told['python']}, "
         + ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "ray", "deepspeed", "diffusers")),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from rayjobs import machine
 from rayjobs.command_line import read_config
+from rayjobs.comparison.base_model import base_model
 from rayjobs.comparison.grading import check_grader
 from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.reporting import report, sweep_system
@@ -39,6 +40,7 @@ class Comparison:
 
     def __init__(self, options: CompareOptions, command: str) -> None:
         self.options, self._command = options.resolved(), command
+        self._base = base_model(self.options, {"guidance_scales": max(self.options.guidance_scales)})
         self._trials = read_trials(self.options.trials, self.options.methods)
         overrides = read_overrides(self.options)
         tuned = {system: options for system, options in chosen(self._trials).items() if system not in overrides}
@@ -73,7 +75,7 @@ class Comparison:
         options = self.options
         if not all(self._store.has(name) for name in self._wanted()):
             check_grader(options)
-        measurement = Measurement(options, self._store, self._trainings, self.say)
+        measurement = Measurement(options, self._base, self._store, self._trainings, self.say)
         try:
             for seed in options.seeds:
                 self._trainings.train_all([self._trainings.of(method, seed) for method in options.methods])

@@ -10,13 +10,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Model:
+    """What images are drawn with.
+
+    Attributes:
+        pipeline: The pipeline's folder, or `embedded`.
+        resolution: Width and height of images in pixels; `None` for the model's own.
+        vae: Folder of the VAE that takes the place of the pipeline's own; `None` for that one.
+    """
+
+    pipeline: str
+    resolution: int | None = None
+    vae: str | None = None
+
+
+@dataclass(frozen=True)
 class DrawTask:
     """Images of held-out prompts, drawn by a model and judged.
 
     Attributes:
         system: The system's name in the comparison.
         seed: Seed of its training and of the noise: the same noise for every system.
-        pipeline: The model's folder, or `embedded`.
+        model: The model.
         items: Places of the prompts in the benchmark, or among the validation prompts.
         guidance_scale: Guidance.
         steps: Sampler steps.
@@ -28,7 +43,7 @@ class DrawTask:
 
     system: str
     seed: int
-    pipeline: str
+    model: Model
     items: tuple[int, ...]
     guidance_scale: float
     steps: int
@@ -45,7 +60,7 @@ class SearchTask:
     Attributes:
         search: The search's name.
         seed: Seed of the noise.
-        pipeline: The base model's folder, or `embedded`.
+        model: The base model.
         items: Places of the prompts in the benchmark.
         budget: Denoiser evaluations an image.
         options: Options of the search: steps, guidance.
@@ -57,7 +72,7 @@ class SearchTask:
 
     search: str
     seed: int
-    pipeline: str
+    model: Model
     items: tuple[int, ...]
     budget: int
     options: dict[str, Any]
@@ -73,7 +88,7 @@ class ScoreTask:
 
     Attributes:
         seed: Seed of the noise.
-        pipeline: The base model's folder, or `embedded`.
+        model: The base model.
         items: Places of the prompts, one an image.
         prompts: The prompts, one an image.
         images: Numbers of the images among those of their prompts.
@@ -82,7 +97,7 @@ class ScoreTask:
     """
 
     seed: int
-    pipeline: str
+    model: Model
     items: tuple[int, ...]
     prompts: tuple[str, ...]
     images: tuple[int, ...]

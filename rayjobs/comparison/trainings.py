@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.comparison.options import VARIANTS, BudgetOptions
+from rayjobs.comparison.tasks import Model
 from rayjobs.errors import RunStopped
+from rayjobs.model_options import ModelOptions
 from rayjobs.options import JobOptions, options_class
 from rayjobs.ray_options import RayOptions, cluster_to_join
 from rayjobs.runtime import checkpoints
@@ -20,6 +22,8 @@ from rayjobs.runtime.training_data import PAIRS
 ROOT = Path(__file__).resolve().parents[2]
 SIDE_BY_SIDE = 2  # jobs
 CALIBRATION_UPDATES = 4  # the first one pays for starting up and is not counted
+MODEL = tuple(ModelOptions.model_fields)
+"""Options that say which model every training starts from."""
 SUMMARY, COST = "summary.json", "cost.json"
 
 
@@ -79,6 +83,10 @@ class Trainings:
     def folder(self, training: Training) -> Path:
         """Where a training's run folder is, or will be."""
         return self._folder / "runs" / training.name
+
+    def model(self, training: Training) -> Model:
+        """What a finished training made; its pipeline holds the VAE that it was trained with."""
+        return Model(str((self.folder(training) / "pipeline").resolve()), self._options.resolution)
 
     def done(self, training: Training) -> bool:
         """Whether a training is finished."""
@@ -225,8 +233,8 @@ class Trainings:
         """The run's options."""
         options, model = self._options, options_class(training.method)
         values: dict[str, Any] = {
-            "seed": training.seed, "pretrained_model_name_or_path": options.pretrained_model_name_or_path,
-            "skip_evaluation": True, **self._overrides.get(training.method, {}), **training.changes,
+            "seed": training.seed, "skip_evaluation": True, **{name: getattr(options, name) for name in MODEL},
+            **self._overrides.get(training.method, {}), **training.changes,
             **self._overrides.get(training.system, {}),
         }  # fmt: skip
         if options.prompts_per_update is not None:

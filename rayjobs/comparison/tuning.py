@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rayjobs import machine
 from rayjobs.command_line import read_config
+from rayjobs.comparison.base_model import base_model
 from rayjobs.comparison.options import TrialsOptions
 from rayjobs.comparison.pool import Pool, pool
 from rayjobs.comparison.results import Store, claim, read_json, write_json
@@ -44,6 +45,7 @@ class Tuning:
 
     def __init__(self, options: TrialsOptions, command: str) -> None:
         self.options, self._command = options, command
+        base_model(options, {"guidance_scale": options.guidance_scale})
         self._candidates = read_candidates(options)
         self.folder = Path(machine.lasting(options.output_dir)).expanduser()
         places = {"output_dir", *RayOptions.model_fields, "num_actors", "candidates"}
@@ -88,7 +90,7 @@ class Tuning:
                 self._trial(system, place) for place in range(len(self._candidates[system]))
                 if self._store.has(self._training(system, place).name)
             ]  # fmt: skip
-            best = max(tried, key=lambda trial: trial.facts, default=None)
+            best = max(tried, key=_rank, default=None)
             whole = len(tried) == len(self._candidates[system])
             found += [Trial(**{**asdict(t), "chosen": whole and t is best}) for t in tried]
         return found
@@ -115,10 +117,9 @@ class Tuning:
                 self._draw(actors, training, parts)
 
     def _draw(self, actors: Pool, training: Training, parts: Sequence[tuple[int, ...]]) -> None:
-        pipeline = str((self._trainings.folder(training) / "pipeline").resolve())
-        options = self.options
+        options, model = self.options, self._trainings.model(training)
         tasks = [
-            DrawTask(training.system, options.seed, pipeline, part, options.guidance_scale, options.steps,
+            DrawTask(training.system, options.seed, model, part, options.guidance_scale, options.steps,
                      validation=True)
             for part in parts
         ]  # fmt: skip
@@ -133,9 +134,21 @@ class Tuning:
         training = self._training(system, place)
         rows = [row for row in self._store.judgements() if row.system == training.system]
         summary = read_json(self._trainings.folder(training) / SUMMARY)
-        facts, all_facts, clip = (fmean(float(getattr(row, name)) for row in rows) for name in ("facts", "all", "clip"))
+        facts, all_facts, clip = (_mean([getattr(row, name) for row in rows]) for name in ("facts", "all", "clip"))
+        assert clip is not None
         seconds = float(summary["seconds_training"])
         return Trial(system, self._candidates[system][place], summary["updates"], facts, all_facts, clip, seconds)
+
+
+def _rank(trial: Trial) -> float:
+    """What settings are chosen by: the facts, or the reward where images are not of the verifiers' size."""
+    return trial.clip if trial.facts is None else trial.facts
+
+
+def _mean(values: Sequence[float | bool | None]) -> float | None:
+    """The mean; `None` where the judge said nothing of any."""
+    known = [float(value) for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def read_candidates(options: TrialsOptions) -> dict[str, list[dict[str, Any]]]:

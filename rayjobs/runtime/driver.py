@@ -18,7 +18,7 @@ from rayjobs import machine, placement
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.mirror import worker as mirror
 from rayjobs.options import JobOptions, PairOptions
-from rayjobs.runtime import checkpoints, cluster, launch
+from rayjobs.runtime import checkpoints, cluster, launch, models
 from rayjobs.runtime.evaluation import EvaluationPart
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.joined_rewards import check_joined
@@ -131,6 +131,7 @@ class Run:
     def _execute(self, stack: ExitStack) -> None:
         copied = f", copied to {self.options.output_dir}" if self.mirror else ""
         self.progress.say(f"run folder {self.folder.path}{copied}")
+        self.options = models.settle_model(self.options)
         self.trackers = open_trackers(self.options, self.folder, self.progress.say)
         namespace = f"sharpening-{label(self.folder.path.name)}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)

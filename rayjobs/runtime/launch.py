@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs import machine
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
-from rayjobs.options import EMBEDDED, JobOptions
+from rayjobs.options import JobOptions
 from rayjobs.placement import selector, spread
 from rayjobs.rewards import RewardPlan, reward_plans
-from rayjobs.runtime import checkpoints, cluster
+from rayjobs.runtime import checkpoints, cluster, models
 from rayjobs.runtime.rewards import app_names, served
 from sharpening.evaluation.run_folder import RunFolder
 
@@ -158,13 +158,14 @@ def rollout_spec(options: JobOptions, device: str, score: "ScoreFn", watched: "d
     """
     from rayjobs.runtime.rollout import RolloutSpec
 
+    tiny = options.pretrained_tiny_vae_path
     return RolloutSpec(
-        pipeline=pipeline(options), device=device, threads=options.rollout_threads,
+        pipeline=models.pipeline(options), device=device, threads=options.rollout_threads,
         dtype="bfloat16" if options.mixed_precision == "bf16" else "float32",
         allow_tf32=options.allow_tf32, method=options.method, options=options.method_options(),
         run_seed=options.seed, score=score, watched=watched, training=options.training_options(),
-        tiny_vae=located(options.pretrained_tiny_vae_path) if options.pretrained_tiny_vae_path else None,
-        resolution=options.resolution, vae=vae(options),
+        tiny_vae=models.part("pretrained_tiny_vae_path", tiny) if tiny else None,
+        resolution=options.resolution, vae=models.vae(options),
     )  # fmt: skip
 
 
@@ -232,54 +233,11 @@ class Training(threading.Thread):
         config = load_deepspeed(options.deepspeed_config or default_config_path(self._plan.device))
         resume = options.resume_from_checkpoint
         return LearnerSpec(
-            options=options, pipeline=pipeline(options), deepspeed=resolve_deepspeed(config, options),
+            options=options, pipeline=models.pipeline(options), deepspeed=resolve_deepspeed(config, options),
             device=self._plan.device, checkpoints=str(self._plan.folder.checkpoints.resolve()),
-            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator, vae=vae(options),
+            resume=str(Path(resume).resolve()) if resume else None, coordinator=self._coordinator,
+            vae=models.vae(options),
         )  # fmt: skip
-
-
-def pipeline(options: JobOptions) -> str:
-    """The pipeline as every node knows it.
-
-    Args:
-        options: The run's options.
-
-    Returns:
-        A folder, or `embedded`: that one lies inside the package, elsewhere on every node.
-    """
-    name = options.pretrained_model_name_or_path
-    return EMBEDDED if name == EMBEDDED else located(name, options.revision)
-
-
-def vae(options: JobOptions) -> str | None:
-    """The VAE that takes the place of the pipeline's own, as every node knows it.
-
-    Args:
-        options: The run's options.
-
-    Returns:
-        A folder; `None` for the pipeline's own VAE.
-    """
-    name = options.pretrained_vae_model_name_or_path
-    return None if name is None else located(name)
-
-
-def located(name: str, revision: str | None = None) -> str:
-    """A model as every node knows it; one on the hub is downloaded.
-
-    Args:
-        name: A folder or a hub id.
-        revision: Which revision of the one on the hub.
-
-    Returns:
-        A folder.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    from huggingface_hub import snapshot_download
-
-    return str(snapshot_download(name, revision=revision))
 
 
 def compiler_note(device: str) -> str:

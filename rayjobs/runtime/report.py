@@ -15,10 +15,10 @@ from sharpening.evaluation.summary import PromptResult, compare_results, read_re
 from sharpening.evaluation.table import final_table
 from sharpening.rewards.statistics import Moments, Statistics
 from sharpening.rewards.terms import reward_column, worded
+from sharpening.shapes.scene import IMAGE_SIZE
 
 EVALUATION_BATCH = 24  # images a task
 GRID = 24  # images in a sample grid
-VERIFIED_RESOLUTION = 64  # pixels; the verifiers judge images of the embedded world
 UNITS = {"clip": "CLIP score (cosine × 100)"}
 
 
@@ -215,8 +215,8 @@ def evaluation_batch(options: JobOptions) -> int:
 
 
 def verified(options: JobOptions) -> bool:
-    """Whether the embedded world's verifiers can judge the model's images."""
-    return options.resolution in (None, VERIFIED_RESOLUTION)
+    """Whether the embedded world's verifiers can judge the model's images; none of a size that nothing tells."""
+    return options.resolution == IMAGE_SIZE
 
 
 def _read(path: Path, wanted: set[tuple[int, float]], parts: Sequence[str]) -> list[PromptResult]:

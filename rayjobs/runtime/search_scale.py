@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rayjobs.comparison.tasks import ScoreTask
+from rayjobs.comparison.tasks import Model, ScoreTask
 from rayjobs.errors import RunStopped
 from rayjobs.search_options import SearchJobOptions
 from sharpening.evaluation.files import write_json
@@ -19,14 +19,12 @@ FILE = "scale.json"
 IMAGES = 48  # about what a mean and a deviation can be told from
 
 
-def scale_tasks(
-    options: SearchJobOptions, pipeline: str, items: Sequence[int], texts: Sequence[str]
-) -> list[ScoreTask]:
+def scale_tasks(options: SearchJobOptions, model: Model, items: Sequence[int], texts: Sequence[str]) -> list[ScoreTask]:
     """Cut the sample into tasks: the first prompts, several images each where there are fewer prompts than images.
 
     Args:
         options: The search's options.
-        pipeline: The base model's folder, or `embedded`.
+        model: The base model.
         items: Places of the prompts.
         texts: The prompts.
 
@@ -37,7 +35,7 @@ def scale_tasks(
     for part in tasks(range(IMAGES), options.rollout_batch_size):
         rows, images = zip(*((place % len(items), place // len(items)) for place in part), strict=True)
         own = tuple(items[row] for row in rows), tuple(texts[row] for row in rows)
-        found.append(ScoreTask(options.seed, pipeline, *own, images, options.guidance_scale, options.rollout_steps))
+        found.append(ScoreTask(options.seed, model, *own, images, options.guidance_scale, options.rollout_steps))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rayjobs import machine
 from rayjobs.command_line import read_config
+from rayjobs.comparison.base_model import base_model
 from rayjobs.comparison.pool import pool
 from rayjobs.comparison.tasks import Answer, SearchTask
 from rayjobs.errors import OptionError, RunStopped
@@ -23,7 +24,7 @@ from rayjobs.runtime.labels import label
 from rayjobs.runtime.search_scale import FILE as SCALE
 from rayjobs.runtime.search_scale import measure_scale, scale_tasks
 from rayjobs.search_options import SearchJobOptions
-from rayjobs.validation import check_guidance, check_rewards, local_folder
+from rayjobs.validation import check_rewards
 from sharpening.evaluation.files import write_bytes, write_json, write_parquet
 from sharpening.rewards.terms import reward_column
 from sharpening.slots import tasks
@@ -44,7 +45,7 @@ class SearchRun:
         self._mix = options.mix
         self._scale: dict[str, Any] = {}
         self._own = self._search_options()
-        self._pipeline = self._model()
+        self._model = base_model(options, {"guidance_scale": options.guidance_scale})
         self._items, self._texts = self._prompts()
         self.folder = self._claim()
         self._started = time.monotonic()
@@ -79,7 +80,7 @@ class SearchRun:
         numbers = list(missing)
         try:
             if self._mix and not self._mix.alone:
-                wanted = scale_tasks(self.options, self._pipeline, self._items, self._texts)
+                wanted = scale_tasks(self.options, self._model, self._items, self._texts)
                 self._scale = measure_scale(self.folder, actors, wanted, self._mix.names)
             asked = [replace(missing[number], sample=self._scale.get("scores", {})) for number in numbers]
             for place, answer in enumerate(actors.each(asked)):
@@ -114,25 +115,6 @@ class SearchRun:
             reason = f"{self.options.budget} evaluations do not pay for one image"
             raise OptionError("budget", reason, f"pass {smallest} or more")
         return given
-
-    def _model(self) -> str:
-        from sharpening import checks
-        from sharpening.policies import family_of
-
-        name, value = "pretrained_model_name_or_path", self.options.pretrained_model_name_or_path
-        if value == EMBEDDED:
-            return value
-        folder = local_folder(name, value)
-        if folder is None:
-            from huggingface_hub import snapshot_download
-
-            return str(snapshot_download(value))
-        try:
-            family_of(folder)
-        except checks.ModelFolderError as error:
-            raise OptionError(name, str(error), "name another") from error
-        check_guidance(folder, {"guidance_scale": self.options.guidance_scale})
-        return str(folder.resolve())
 
     def _prompts(self) -> tuple[list[int], list[str]]:
         """Places of the prompts, and the prompts."""
@@ -186,7 +168,7 @@ class SearchRun:
         own = () if options.prompts == EMBEDDED else self._texts
         return {
             number: SearchTask(
-                options.search, options.seed, self._pipeline, tuple(self._items[i] for i in part), options.budget,
+                options.search, options.seed, self._model, tuple(self._items[i] for i in part), options.budget,
                 self._own, keep=True, prompts=tuple(own[i] for i in part) if own else (),
             )
             for number, part in enumerate(places)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayjobs.errors import OptionError, RunStopped
-from rayjobs.options import EMBEDDED, RANK, DatasetOptions, ImageOptions, JobOptions, PairOptions, PromptOptions
+from rayjobs.options import (
+    EMBEDDED,
+    RANK,
+    DatasetOptions,
+    ImageOptions,
+    JobOptions,
+    PairOptions,
+    PromptOptions,
+    ShapeOptions,
+)
 from sharpening.data.prompts import Stream
 from sharpening.data.source import Kind
 from sharpening.evaluation.run_folder import RunFolder
@@ -95,9 +104,13 @@ def open_source(options: JobOptions) -> "Source":
         if isinstance(options, ImageOptions):
             return _images(options)
         if isinstance(options, PairOptions) and not options.ranks:
+            from sharpening.data.buckets import BucketedPairs
             from sharpening.data.pairs import PairFile
 
-            return PairFile(_rows(options), options.caption_column, resolution(options))
+            pairs = PairFile(_rows(options), options.caption_column, resolution(options))
+            if not options.aspect_ratio_buckets:
+                return pairs
+            return BucketedPairs(pairs, _shapes(options), at_least=options.prompts_per_update)
         return prompt_source(options)
 
 
@@ -112,7 +125,7 @@ def check_source(options: JobOptions) -> None:
     """  # noqa: DOC502
     from sharpening.data.reading import look
 
-    if isinstance(options, ImageOptions):  # sizes of all images are read once, when the run starts
+    if isinstance(options, ShapeOptions):  # sizes of all images are read once, when the run starts
         options = options.model_copy(update={"aspect_ratio_buckets": False})
     source = open_source(options)
     if place(options)[1] != EMBEDDED:
@@ -129,15 +142,15 @@ def source_note(source: "Source | None") -> str:
     Returns:
         Shapes and numbers of buckets; empty where there are none.
     """
-    from sharpening.data.buckets import BucketedImages
+    from sharpening.data.buckets import Buckets
 
-    if not isinstance(source, BucketedImages):
+    if not isinstance(source, Buckets):
         return ""
     shapes = ", ".join(
         f"{width}×{height} ({n})" for (height, width), n in zip(source.sizes, source.counts, strict=True)
     )
     unreadable = f"; {source.left_out} that cannot be opened are left out" if source.left_out else ""
-    return f"{len(source)} images in {len(source.sizes)} shapes, width × height: {shapes}{unreadable}"
+    return f"{len(source)} {source.kind} in {len(source.sizes)} shapes, width × height: {shapes}{unreadable}"
 
 
 def place(options: JobOptions) -> tuple[str, str]:
@@ -216,15 +229,25 @@ def _images(options: JobOptions) -> "Source":
 
         return EmbeddedImages(min(options.max_train_samples or EMBEDDED_IMAGES, EMBEDDED_IMAGES))
     if options.aspect_ratio_buckets:
-        from sharpening.data.buckets import BucketedImages, bucket_sizes, step_of
+        from sharpening.data.buckets import BucketedImages
 
-        side = resolution(options)
-        sizes = bucket_sizes(side, step_of(side))
+        sizes = _shapes(options)
         rows, columns = _rows(options), (options.image_column, options.caption_column)
         return BucketedImages(rows, *columns, sizes, at_least=options.prompts_per_update)
     from sharpening.data.images import ImageFile
 
     return ImageFile(_rows(options), options.image_column, options.caption_column, resolution(options))
+
+
+def _shapes(options: JobOptions) -> "tuple[tuple[int, int], ...]":
+    """The aspect buckets of the model at the run's resolution."""
+    from rayjobs.runtime import models
+    from sharpening.data.buckets import bucket_sizes, step_of
+    from sharpening.policies import resolution_steps
+
+    unit, largest = resolution_steps(models.pipeline_folder(models.pipeline(options))) or (8, None)
+    side = resolution(options)
+    return bucket_sizes(side, step_of(side, unit), largest)
 
 
 def prompt_source(options: JobOptions) -> "Source":

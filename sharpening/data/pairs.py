@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,28 @@ class PairFile:
         Raises:
             ExampleError: if a row is no pair: an image is missing or broken, both are the same, or none is preferred.
         """  # noqa: DOC502
-        size = self.resolution
-        images = np.empty((len(indices), 2, size, size, 3), np.uint8)
+        side = self.resolution
+        return self.read(
+            indices, (side, side), lambda contents, column, where: decode_image(contents, side, column, where)
+        )
+
+    def read(
+        self, indices: Sequence[int], size: tuple[int, int], decoded: Callable[[bytes, str, str], np.ndarray]
+    ) -> Batch:
+        """Some pairs with their captions, of any size.
+
+        Args:
+            indices: numbers of the rows, from 0.
+            size: height and width of the images that are handed out, in pixels.
+            decoded: the image, uint8 `[height, width, 3]`, of a file's bytes, its column and the row's name.
+
+        Returns:
+            A batch with `k = 2`, the preferred image first.
+
+        Raises:
+            ExampleError: if a row is no pair: an image is missing or broken, both are the same, or none is preferred.
+        """
+        images = np.empty((len(indices), 2, *size, 3), np.uint8)
         for place, (index, row) in enumerate(zip(indices, self.file.rows(indices, self.columns), strict=True)):
             where = self.file.where(index)
             sides = self.sides(row, where)
@@ -102,7 +122,7 @@ class PairFile:
             if contents[0] == contents[1]:
                 raise ExampleError("equal images", f"{where} has the same image on both sides; leave the row out")
             for side, column in enumerate(sides):
-                images[place, side] = decode_image(contents[side], size, column, where)
+                images[place, side] = decoded(contents[side], column, where)
         return Batch(self.prompts(indices), images)
 
     def sides(self, row: Row, where: str) -> tuple[str, str]:

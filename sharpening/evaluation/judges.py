@@ -13,6 +13,7 @@ from sharpening.rewards import load_reward
 from sharpening.rewards.base import ScoreFn
 from sharpening.rewards.clip import ClipScorer
 from sharpening.shapes.benchmark import BenchmarkPrompt
+from sharpening.shapes.scene import IMAGE_SIZE
 from sharpening.shapes.verifiers import verify
 
 WATCHED = {"aesthetic": "embedded-aesthetic", "preference": "embedded-preference"}
@@ -36,14 +37,16 @@ class Judges:
 
         Returns:
             For each image its columns: `clip`, `facts`, `all`, and those of `WATCHED`; `None` where a judge failed.
+            The verifiers say nothing about images of another size than the embedded world's.
         """
         texts = [prompt.prompt for prompt in prompts]
         scorers: dict[str, ScoreFn] = {"clip": self._clip, **self._watched}
         scored = {column: scorer(images, texts) for column, scorer in scorers.items()}
+        verifiable = images.shape[1:3] == (IMAGE_SIZE, IMAGE_SIZE)
         rows = []
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
             row = {name: None if i in s.failures else float(s.values[i]) for name, s in scored.items()}
-            facts = judged(row["clip"], verify(image, prompt.facts))
+            facts = judged(row["clip"], verify(image, prompt.facts) if verifiable else None)
             rows.append(row | {"facts": facts["facts"], "all": facts["all"]})
         return rows
 

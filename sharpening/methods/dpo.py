@@ -17,6 +17,7 @@ from sharpening.methods.states import (
     check_images,
     drop_prompts,
     group_noise,
+    policy_of,
     state_errors,
     training_timesteps,
 )
@@ -75,8 +76,9 @@ class DiffusionDPO:
         spent = reference.nfe
         check_images(batch, seeds, count=2)
         with clock("encode"):
-            condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
             x0 = policy.encode_images(batch.images.reshape(-1, *batch.images.shape[2:])).unflatten(0, (-1, 2))
+            policy, reference = policy_of(policy, x0), policy_of(reference, x0)
+            condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
             x0 = x0.repeat_interleave(repeats, dim=0)
             eps = group_noise(x0.shape[2:], seeds, repeats, x0.device)[:, None].expand_as(x0)
             timesteps = stratified_places(seeds, training_timesteps(policy), repeats).flatten()
@@ -112,6 +114,7 @@ class DiffusionDPO:
         Returns:
             Mean over groups, with its metrics; `winner_error` is unweighted.
         """
+        policy = policy_of(policy, experience.x_t)
         error = state_errors(policy, experience)
         omega = losses.min_snr_weights(policy.snr(experience.timesteps), self.options.snr_gamma).to(error)[:, None]
         mask = experience.mask[:, None].to(error.device)

@@ -13,7 +13,7 @@ from sharpening.branching import Trajectories, branch
 from sharpening.data.source import Batch
 from sharpening.methods.base import Loss, Seeds
 from sharpening.methods.collecting import Stopwatch, precision, score_images, stratified_places
-from sharpening.methods.states import StateExperience, check_images, drop_prompts, state_errors, told_sizes
+from sharpening.methods.states import StateExperience, check_images, drop_prompts, policy_of, state_errors, told_sizes
 from sharpening.options.sft import SFTOptions
 from sharpening.path_integral import branch_weights, path_rewards
 from sharpening.policies.base import Condition, Policy
@@ -78,9 +78,10 @@ class SFTSharpening:
         options, clock, spent = self.options, Stopwatch(policy.device), policy.nfe
         check_images(batch, seeds, count=1)
         with clock("encode"):
+            x0 = policy.encode_images(batch.images[:, 0])
+            policy = policy_of(policy, x0)
             condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
             condition = told_sizes(condition, batch)
-            x0 = policy.encode_images(batch.images[:, 0])
         with clock("branch"), precision(options, policy.device):
             trajectories = self._branch(policy, condition, x0, seeds)
         exists = trajectories.mask[:, None, :].expand(trajectories.x_t.shape[:3])
@@ -109,6 +110,7 @@ class SFTSharpening:
         Returns:
             Mean over groups, with its metrics; `error` weighs all states of the branches the same.
         """
+        policy = policy_of(policy, experience.x_t)
         error = state_errors(policy, experience)
         states = (experience.mask / experience.mask.sum(-1, keepdim=True)).to(error)
         omega = states * losses.min_snr_weights(policy.snr(experience.timesteps), self.options.snr_gamma).to(error)

@@ -12,6 +12,7 @@ from sharpening.methods.states import (
     check_images,
     drop_prompts,
     group_noise,
+    policy_of,
     regression,
     told_sizes,
     training_timesteps,
@@ -57,9 +58,10 @@ class StandardFineTuning:
         options, clock, repeats = self.options, Stopwatch(policy.device), self.options.timesteps_per_image
         check_images(batch, seeds, count=1)
         with clock("encode"):
+            x0 = policy.encode_images(batch.images[:, 0]).repeat_interleave(repeats, dim=0)
+            policy = policy_of(policy, x0)
             condition = drop_prompts(policy, policy.encode(batch.prompts), seeds, options.proportion_empty_prompts)
             condition = told_sizes(condition, batch)
-            x0 = policy.encode_images(batch.images[:, 0]).repeat_interleave(repeats, dim=0)
             eps = group_noise(x0.shape[1:], seeds, repeats, x0.device)
             timesteps = stratified_places(seeds, training_timesteps(policy), repeats).flatten()
             x_t = policy.add_noise(x0, eps, timesteps.to(x0.device))

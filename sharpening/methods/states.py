@@ -66,6 +66,7 @@ def regression(policy: Policy, experience: StateExperience, snr_gamma: float) ->
     Returns:
         Mean over groups, with its metrics; `error` is unweighted.
     """
+    policy = policy_of(policy, experience.x_t)
     error = state_errors(policy, experience)[:, 0, 0]
     omega = losses.min_snr_weights(policy.snr(experience.timesteps[:, 0]), snr_gamma).to(error)
     value = (omega * error).mean()
@@ -87,6 +88,19 @@ def check_images(batch: Batch, seeds: Seeds, count: int) -> None:
     if batch.images.shape[1] != count:
         needed = {1: "one image of each prompt", 2: "a preferred and another image of each prompt"}[count]
         raise ValueError(f"the examples have {batch.images.shape[1]} images each; pass a source with {needed}")
+
+
+def policy_of(policy: Policy, x: Float[Tensor, "*batch channel height width"]) -> Policy:
+    """The policy that goes with given latents: those of an aspect bucket have a shape of their own.
+
+    Args:
+        policy: the model.
+        x: latents of images, or noisy ones.
+
+    Returns:
+        The same model for that shape; the policy itself where it has it.
+    """
+    return policy.shaped(x.shape[-2], x.shape[-1])
 
 
 def training_timesteps(policy: Policy) -> int:

@@ -126,6 +126,7 @@ class MixturePolicy(ScheduledPolicy):
         Args:
             world: the laws.
         """
+        super().__init__()
         self.world = world
         self.schedule = Schedule.from_config(SCHEDULER)
         self.denoiser: nn.Module = MixtureDenoiser(world, self.schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +22,6 @@ FAMILIES = {
     "PixArtSigmaPipeline": "pixart",
 }
 """Pipeline class in `model_index.json` → module of `sharpening.policies` that adapts it."""
-
-
-ANY_SHAPE = ("sd", "sdxl")
-"""Families whose denoisers take latents of any height and width."""
-
-PATCHES = {"sd": 1, "sdxl": 1, "sd3": 2, "flux": 2, "pixart": 2}
-"""Latent pixels on a side of what a family's denoiser handles as one."""
 
 
 def family_of(folder: str | Path) -> str:
@@ -88,23 +82,25 @@ def native_resolution(folder: str | Path) -> int | None:
 
 
 def resolution_steps(folder: str | Path) -> tuple[int, int | None] | None:
-    """Which resolutions a model can draw: all multiples of a number of pixels, for some models up to a limit.
+    """Which sizes of images a model can draw: sides that are multiples of a number of pixels, for some up to a limit.
 
     Args:
-        folder: a pipeline folder of a known family.
+        folder: a pipeline folder.
 
     Returns:
-        The number (the VAE's downsampling times the denoiser's patch), and the largest resolution: that of SD3's table
-        of positions, None for families that have no table. None altogether where the folder's JSON does not say.
-
-    Raises:
-        ModelFolderError: if the folder is absent, incomplete, cut off or of an unknown family.
-    """  # noqa: DOC502
-    folder, patch = Path(folder), PATCHES[family_of(folder)]
+        The number: the VAE's downsampling times the side, in latent pixels, of what the denoiser handles as one (its
+        patches, and where its input has more channels than the latents have, the squares that are packed into them, as
+        FLUX's are). And the largest side: that of SD3's table of positions, None for models that have no table. None
+        altogether where the folder's JSON does not say.
+    """
+    folder = Path(folder)
     part = "unet" if (folder / "unet").is_dir() else "transformer"
     try:
         denoiser, vae = (read_json(folder / name / "config.json") for name in (part, "vae"))
-        step = patch * 2 ** (len(vae["block_out_channels"]) - 1)
+        channels = int(vae.get("latent_channels", 4))  # AutoencoderKL's default
+        packed = isqrt(int(denoiser.get("in_channels", channels)) // channels)
+        patch = int(denoiser.get("patch_size") or 1)
+        step = packed * patch * 2 ** (len(vae["block_out_channels"]) - 1)
         positions = denoiser.get("pos_embed_max_size")
         return step, None if positions is None else int(positions) * step
     except (ModelFolderError, KeyError, TypeError, ValueError):

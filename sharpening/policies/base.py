@@ -48,6 +48,9 @@ class Policy(Protocol):
     nfe: int
     device: torch.device
 
+    def shaped(self, height: int, width: int) -> Policy:
+        """The same model, for latents of another height and width: what depends on the size follows it."""
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Embed prompts, each as if it were alone, so that no embedding depends on its batch."""
 

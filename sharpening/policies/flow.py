@@ -26,7 +26,7 @@ class FlowPolicy(LatentPolicy):
         Returns:
             The schedule.
         """
-        tokens = (self.latent_shape[1] // self.patch) ** 2
+        tokens = (self.latent_shape[1] // self.patch) * (self.latent_shape[2] // self.patch)
         return FlowSchedule(self._pipeline.scheduler.config, tokens, self.even_grid)
 
     def make_scheduler(self) -> Any:

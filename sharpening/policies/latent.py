@@ -34,7 +34,6 @@ class LatentPolicy(ScheduledPolicy):
         kind: class of the pipeline.
         part: name of the denoiser among the pipeline's components.
         patch: latent pixels on a side of what the denoiser handles as one; latents are a multiple of it.
-        any_shape: whether the denoiser takes latents of any height and width.
         loading: further arguments of the pipeline's `from_pretrained`.
         vae: the VAE.
         tiny_vae: decodes images in its stead, where there is one (`decode_with`).
@@ -52,7 +51,6 @@ class LatentPolicy(ScheduledPolicy):
     kind: ClassVar[type[DiffusionPipeline]]
     part: ClassVar[str]
     patch: ClassVar[int] = 1
-    any_shape: ClassVar[bool] = False
     loading: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, pipeline: DiffusionPipeline, resolution: int | None = None, cache_size: int = 1024) -> None:
@@ -66,6 +64,7 @@ class LatentPolicy(ScheduledPolicy):
         Raises:
             ValueError: if the denoiser cannot draw images of that resolution, or is one of a consistency model.
         """
+        super().__init__()
         silence_pipelines()
         self._pipeline = pipeline
         self.denoiser: nn.Module = getattr(pipeline, self.part).eval()
@@ -77,21 +76,57 @@ class LatentPolicy(ScheduledPolicy):
         # A tenth to a fifth faster on CPUs, and batches small enough for the caches matter as much (`decode_batch`).
         self.vae = pipeline.vae.to(memory_format=torch.channels_last)
         self.tiny_vae: AutoencoderTiny | None = None
-        self._pixels = resolution or self.native_side() * pipeline.vae_scale_factor
-        unit = self.patch * pipeline.vae_scale_factor
-        if self._pixels % unit:
-            raise ValueError(f"{type(self).kind.__name__} draws no {self._pixels} pixels; pass a multiple of {unit}")
-        side = self._pixels // pipeline.vae_scale_factor
-        positions = getattr(self.config, "pos_embed_max_size", None)  # SD3's table, of which the middle is used
-        if positions is not None and side > positions * self.patch:
-            raise ValueError(f"this model draws no {self._pixels} pixels; pass at most {positions * unit}")
-        self.latent_shape: tuple[int, int, int] = (self.vae.config.latent_channels, side, side)
-        self.schedule = self.make_schedule()
+        side = resolution or self.native_side() * pipeline.vae_scale_factor
+        self._check_size(side, side)
+        self._take_shape(side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
         self.device: torch.device = next(self.denoiser.parameters()).device
-        self.decode_batch = max(1, min(16, 16 * 256**2 // self._pixels**2))  # a decoder's memory grows with the area
         self._cache: OrderedDict[str, Condition] = OrderedDict()
         self._cache_size = cache_size
         self._negative: Condition | None = None
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuse images, by their pixels, that the denoiser cannot draw."""
+        unit = self.patch * self._pipeline.vae_scale_factor
+        size = f"{height}" if height == width else f"{height} × {width}"
+        if height % unit or width % unit:
+            raise ValueError(f"{type(self).kind.__name__} draws no {size} pixels; pass a multiple of {unit}")
+        positions = getattr(self.config, "pos_embed_max_size", None)  # SD3's table, of which the middle is used
+        if positions is not None and max(height, width) > positions * unit:
+            raise ValueError(f"this model draws no {size} pixels; pass at most {positions * unit}")
+
+    def _take_shape(self, height: int, width: int) -> None:
+        """Settle what depends on the size of latents."""
+        self.latent_shape = (self.vae.config.latent_channels, height, width)
+        self.schedule = self.make_schedule()
+        area = height * width * self._pipeline.vae_scale_factor**2
+        self.decode_batch = max(1, min(16, 16 * 256**2 // area))  # a decoder's memory grows with the area
+
+    def shaped(self, height: int, width: int) -> Self:
+        """The same model, for latents of another height and width: schedule and what prompts are told follow.
+
+        Args:
+            height: H, in latent pixels.
+            width: W, in latent pixels.
+
+        Returns:
+            A policy that shares everything else, its count of evaluations included; this one where it has that shape.
+
+        Raises:
+            ValueError: if the denoiser cannot draw images of that size.
+        """  # noqa: DOC502
+        if (height, width) == self.latent_shape[1:]:
+            return self
+        scale = self._pipeline.vae_scale_factor
+        self._check_size(height * scale, width * scale)
+        other = copy.copy(self)
+        other._take_shape(height, width)
+        return other
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of images, in pixels."""
+        scale = self._pipeline.vae_scale_factor
+        return self.latent_shape[1] * scale, self.latent_shape[2] * scale
 
     @classmethod
     def from_pretrained(
@@ -134,8 +169,19 @@ class LatentPolicy(ScheduledPolicy):
             prompt: the prompt.
 
         Returns:
-            Its condition, one row.
+            Its condition, one row, whatever the size of the image: `tell_size` adds that.
         """
+
+    def tell_size(self, condition: Condition) -> Condition:
+        """Add what the denoiser is told about the size of the images it is to draw.
+
+        Args:
+            condition: embeddings of prompts.
+
+        Returns:
+            The same, unless the family's denoiser is told sizes.
+        """
+        return condition
 
     def empty(self) -> Condition:
         """What the pipeline contrasts prompts with under guidance.
@@ -181,7 +227,7 @@ class LatentPolicy(ScheduledPolicy):
         Returns:
             Their condition, B rows.
         """
-        return Condition.cat([self._encode_one(prompt) for prompt in prompts])
+        return self.tell_size(Condition.cat([self._encode_one(prompt) for prompt in prompts]))
 
     def _encode_one(self, prompt: str) -> Condition:
         if prompt not in self._cache:
@@ -214,7 +260,7 @@ class LatentPolicy(ScheduledPolicy):
         """
         if self._negative is None:
             self._negative = self.empty()
-        return self._negative.repeat_interleave(batch)
+        return self.tell_size(self._negative.repeat_interleave(batch))
 
     # -- images ----------------------------------------------------------------------------------------------------
 
@@ -250,7 +296,7 @@ class LatentPolicy(ScheduledPolicy):
             uint8 `[B, H, W, 3]`.
         """
         if not len(latents):
-            return np.zeros((0, self._pixels, self._pixels, 3), np.uint8)
+            return np.zeros((0, *self.size, 3), np.uint8)
         drawn = [self._look(chunk).permute(0, 2, 3, 1).cpu().numpy() for chunk in latents.split(self.decode_batch)]
         return (np.concatenate(drawn) * 255).round().astype(np.uint8)
 
@@ -294,18 +340,15 @@ class LatentPolicy(ScheduledPolicy):
         """Clean latents of images: the VAE's mean, scaled as the denoiser sees them.
 
         Args:
-            images: uint8 `[B, H, W, 3]`, of the policy's own resolution; a family with `any_shape` takes others too.
+            images: uint8 `[B, H, W, 3]`, of any size that the model draws.
 
         Returns:
-            Latents, on the policy's device.
+            Latents, on the policy's device; `shaped` makes the policy that goes with them.
 
         Raises:
-            ValueError: if the images have another resolution.
-        """
-        unit = self.patch * self._pipeline.vae_scale_factor
-        fits = self.any_shape and images.shape[1] % unit == images.shape[2] % unit == 0
-        if images.shape[1:] != (self._pixels, self._pixels, 3) and not fits:
-            raise ValueError(f"images are {images.shape[1:]}, but the model draws ({self._pixels}, {self._pixels}, 3)")
+            ValueError: if the denoiser cannot draw images of that size.
+        """  # noqa: DOC502
+        self._check_size(*images.shape[1:3])
         pixels = torch.from_numpy(images).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1
         found = [self.vae.encode(chunk).latent_dist.mean.float() for chunk in pixels.split(self.decode_batch)]
         latents = torch.cat(found)

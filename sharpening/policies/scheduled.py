@@ -25,7 +25,7 @@ class ScheduledPolicy(ABC):
         denoiser: the module that is trained.
         schedule: noise levels and grids.
         device: where the model is.
-        nfe: denoiser evaluations so far, calls × latents.
+        latent_shape: `(C, H, W)` of a latent.
         max_batch: most rows of one denoiser call without gradient; None does not split.
         lora_targets: ends of the names of the denoiser's attention projections, which LoRA adapts.
     """
@@ -35,9 +35,39 @@ class ScheduledPolicy(ABC):
     denoiser: nn.Module
     schedule: NoiseSchedule
     device: torch.device
-    nfe: int = 0
+    latent_shape: tuple[int, int, int]
     max_batch: int | None = None
     _without_adapters: bool = False
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self.nfe = 0
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations so far, calls × latents; policies of other shapes (`shaped`) count together."""
+        return self._count[0]
+
+    @nfe.setter
+    def nfe(self, value: int) -> None:
+        self._count = [value]
+
+    def shaped(self, height: int, width: int) -> Self:
+        """The same model, for latents of another height and width.
+
+        Args:
+            height: H, in latent pixels.
+            width: W, in latent pixels.
+
+        Returns:
+            This policy where it has that shape already.
+
+        Raises:
+            ValueError: if the model draws no such latents.
+        """
+        if (height, width) == self.latent_shape[1:]:
+            return self
+        raise ValueError(f"latents are {height} × {width}, but the model's are {self.latent_shape[1:]}")
 
     @abstractmethod
     def denoise(
@@ -117,7 +147,7 @@ class ScheduledPolicy(ABC):
 
     def _denoise(self, x_t: Tensor, t: Tensor, condition: Condition, guidance_scale: float) -> Tensor:
         """The denoiser's output, counted, in calls of at most `max_batch` rows where no graph is kept."""
-        self.nfe += len(x_t)
+        self._count[0] += len(x_t)
         dtype = next(self.denoiser.parameters()).dtype
         condition, time = condition.to(self.device, dtype), self.schedule.model_time(t)
         size = len(x_t) if torch.is_grad_enabled() or self.max_batch is None else self.max_batch

@@ -19,7 +19,6 @@ class SDPolicy(LatentPolicy):
 
     kind = StableDiffusionPipeline
     part = "unet"
-    any_shape = True
     loading = {"safety_checker": None, "requires_safety_checker": False}
 
     def embed(self, prompt: str) -> Condition:

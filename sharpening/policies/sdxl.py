@@ -18,7 +18,6 @@ class SDXLPolicy(LatentPolicy):
 
     kind = StableDiffusionXLPipeline
     part = "unet"
-    any_shape = True
     loading = {"add_watermarker": False}
 
     def embed(self, prompt: str) -> Condition:
@@ -28,13 +27,25 @@ class SDXLPolicy(LatentPolicy):
             prompt: the prompt.
 
         Returns:
-            Token embeddings, the second encoder's pooled embedding and the size ids of an uncropped image.
+            Token embeddings and the second encoder's pooled embedding.
         """
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             prompt=prompt, device=self.device, do_classifier_free_guidance=False
         )
-        sizes = [self._pixels, self._pixels, 0, 0, self._pixels, self._pixels]
-        return Condition(embeds, pooled, torch.tensor([sizes], dtype=embeds.dtype, device=self.device))
+        return Condition(embeds, pooled)
+
+    def tell_size(self, condition: Condition) -> Condition:
+        """Add the size ids of uncropped images.
+
+        Args:
+            condition: embeddings of prompts.
+
+        Returns:
+            The same with size ids, for the empty prompt too, as the pipeline has it.
+        """
+        (height, width), embeds = self.size, condition.prompt_embeds
+        ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=embeds.dtype, device=embeds.device)
+        return replace(condition, time_ids=ids.repeat(len(condition), 1))
 
     def empty(self) -> Condition:
         """The empty prompt as the pipeline means it.
@@ -45,7 +56,7 @@ class SDXLPolicy(LatentPolicy):
         negative = self._encode_one("")
         if not self._pipeline.config.force_zeros_for_empty_prompt:
             return negative
-        return replace(negative.map(torch.zeros_like), time_ids=negative.time_ids)
+        return negative.map(torch.zeros_like)
 
     def denoise(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from sharpening.policies import load_policy
@@ -40,9 +41,13 @@ def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Po
 
 
 def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) -> None:
-    folder = tmp_path / "search"
+    folder, vae = tmp_path / "search", tmp_path / "vae"
+    other = AutoencoderKL.from_pretrained(models.pipeline / "vae")
+    other.register_to_config(scaling_factor=0.4)
+    other.save_pretrained(vae)
     address = outward_address()
-    process = start(models, folder, tmp_path, "--num_rollout_actors", "1", "--bind", address)
+    told = ("--num_rollout_actors", "1", "--resolution", "72", "--pretrained_vae_model_name_or_path", str(vae))
+    process = start(models, folder, tmp_path, *told, "--bind", address)
     try:
         parts = folder / "parts"
         runs.wait_for(lambda: len(list(parts.glob("*.json"))) >= 2 or process.poll() is not None, "two tasks")
@@ -55,14 +60,15 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before
     scale = (folder / "scale.json").read_bytes()
-    process = start(models, folder, tmp_path, "--num_rollout_actors", "1")
+    process = start(models, folder, tmp_path, *told)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     assert f"{len(before)} of 6 tasks were done before" in said or len(before) == 6, said
     assert all((folder / "parts" / name).read_bytes() == contents for name, contents in before.items())
     rows = pq.read_table(folder / "results.parquet").to_pylist()
     assert len({row["index"] for row in rows}) == 12
-    assert all(Image.open(folder / row["image"]).size == (64, 64) for row in rows)
+    assert all(Image.open(folder / row["image"]).size == (72, 72) for row in rows)
+    assert all(row["facts"] is None for row in rows)  # the verifiers know images of 64 pixels alone
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["nfe"] == 12 * 12  # three images of four steps each, twelve prompts
     assert summary["images_scored"] == 12 * 3
@@ -72,7 +78,7 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     assert (folder / "scale.json").read_bytes() == scale
     assert summary["nfe_scale"] == 48 * 4
     scores = {name: np.array(values) for name, values in json.loads(scale)["scores"].items()}
-    policy, score = load_policy(models.pipeline), load_rewards(REWARDS)
+    policy, score = load_policy(models.pipeline, resolution=72, vae=vae), load_rewards(REWARDS)
     assert isinstance(score, CombinedScore)
     index, prompt = min((row["index"], row["prompt"]) for row in rows)
     drawn = sample(policy, policy.encode([prompt]), noise(policy.latent_shape, 0, "scale", index, 0)[None], 4, 1.0)
@@ -103,6 +109,11 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
         (["--budget", "0"], "--budget: must be at least 1"),
         (["--prompts", "absent.txt"], "--prompts: there is no file absent.txt"),
         (["--pretrained_model_name_or_path", "nowhere"], "--pretrained_model_name_or_path: there is no folder nowhere"),
+        (["--resolution", "70"], "--resolution: is 70, but the model draws multiples of 8 pixels; pass 64"),
+        (
+            ["--pretrained_vae_model_name_or_path", "nowhere"],
+            "--pretrained_vae_model_name_or_path: there is no folder nowhere",
+        ),
         (["--search_config", "absent.json"], "--search_config: cannot read absent.json"),
         (["--reward", "clip:0"], "--reward: the weight of 'clip:0' must be a finite number other than 0"),
         (["--reward", "absent.module:Mine"], "--reward: there is no module absent.module"),

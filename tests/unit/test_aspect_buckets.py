@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from sharpening.data.bucket_stream import BucketStream, stream_of
-from sharpening.data.buckets import BucketedImages, bucket_sizes, fit, nearest, step_of
+from sharpening.data.buckets import BucketedImages, BucketedPairs, bucket_sizes, fit, nearest, step_of
+from sharpening.data.pairs import PairFile
 from sharpening.data.parquet import RowFile
 from sharpening.data.prompts import Stream
 from sharpening.data.reading import counts_of, read
@@ -54,6 +55,19 @@ def test_shapes_have_the_square_s_area(resolution):
     if resolution == 1024:  # those of SDXL's table that no other contains
         assert step == 64
         assert {(1344, 768), (1216, 832), (1152, 896), (1088, 960), (704, 1408)} <= set(sizes)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "unit", "step"),
+    [(1024, 16, 64), (512, 16, 32), (384, 16, 16), (1000, 8, 40), (64, 16, 16), (96, 32, 32), (16, 2, 2)],
+)
+def test_sides_are_what_the_model_draws_and_the_square_is_among_the_shapes(resolution, unit, step):
+    assert step_of(resolution, unit) == step
+    sizes = bucket_sizes(resolution, step)
+    assert (resolution, resolution) in sizes
+    assert all(height % unit == width % unit == 0 for height, width in sizes)
+    limited = bucket_sizes(resolution, step, resolution)
+    assert limited == ((resolution, resolution),)
 
 
 def test_the_nearest_ratio_on_a_logarithmic_scale():
@@ -100,6 +114,63 @@ def test_images_are_sorted_into_buckets(tmp_path):
         source.batch([39])
 
 
+def test_both_images_of_a_pair_are_fitted_to_the_bucket_between_their_shapes(tmp_path):
+    shapes = [((64, 64), (64, 64)), ((64, 128), (64, 128)), ((64, 64), (64, 96)), ((64, 128), (128, 64))]
+    pairs = [
+        {"image_w": encoded(*w, 2 * i), "image_l": encoded(*other, 2 * i + 1)} for i, (w, other) in enumerate(shapes)
+    ]
+    rows = [pair | {"caption": f"pair {i}"} for i, pair in enumerate(pairs)]
+    rows.append({"image_w": encoded(64, 64), "image_l": b"no image", "caption": "broken"})
+    rows.append({"image_w": encoded(64, 64), "image_l": encoded(64, 64), "caption": "the same twice"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    file = PairFile(RowFile(tmp_path / "a.parquet"), "caption", 64)
+    source = pickle.loads(pickle.dumps(BucketedPairs(file, bucket_sizes(64, 8))))
+    assert (source.kind, len(source), source.left_out) == ("pairs", 5, 1)
+    assert source.sizes == ((64, 64), (56, 72), (48, 80))
+    assert (source.counts, counts_of(source)) == ((3, 1, 1), source.counts)
+    assert source.prompts(range(5)) == ["pair 0", "pair 3", "the same twice", "pair 2", "pair 1"]
+    batch = source.batch([3])
+    assert batch.images.shape == (1, 2, 56, 72, 3)
+    assert batch.sizes is None  # one condition for both
+    expected = [fit(Image.open(BytesIO(pairs[2][side])), (56, 72))[0] for side in ("image_w", "image_l")]
+    np.testing.assert_array_equal(batch.images[0], expected)
+    reading = read(source, [2], 0, 0, [0])
+    assert reading.skipped == [(0, "equal images")]
+    assert reading.batch.images.shape == (1, 2, 64, 64, 3)
+    with pytest.raises(ValueError, match="of one bucket, and these examples are of 2"):
+        source.batch([0, 4])
+    labelled = [{"jpg_0": p["image_w"], "jpg_1": p["image_l"], "label_0": 0, "caption": "x"} for p in pairs[1:3]]
+    pq.write_table(pa.Table.from_pylist(labelled), tmp_path / "b.parquet")
+    source = BucketedPairs(PairFile(RowFile(tmp_path / "b.parquet"), "caption", 64), bucket_sizes(64, 8), at_least=2)
+    expected = fit(Image.open(BytesIO(pairs[2]["image_l"])), source.sizes[0])[0]
+    np.testing.assert_array_equal(source.batch([1]).images[0, 0], expected)  # the second one is preferred
+
+
+def test_pairs_of_other_shapes_are_learnt_from(tmp_path, policy, brightness):
+    from sharpening.loop import train_in_process
+    from sharpening.methods import load_method, options_class
+    from sharpening.options import TrainingOptions
+
+    rows = [
+        {"image_w": encoded(*shape, 2 * i), "image_l": encoded(*shape, 2 * i + 1), "caption": "a cross"}
+        for i, shape in enumerate([(64, 64), (64, 128)] * 2)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = BucketedPairs(PairFile(RowFile(tmp_path / "a.parquet"), "caption", 64), bucket_sizes(64, 8))
+    told = set()
+    policy.denoiser.register_forward_pre_hook(
+        lambda module, args, named: told.update(
+            (args[0].shape[-2:], *map(tuple, named["added_cond_kwargs"]["time_ids"].tolist()))
+        ),
+        with_kwargs=True,
+    )
+    training = TrainingOptions(updates=2, prompts_per_update=2, rollout_batch_size=2, train_batch_size=2)
+    method = load_method("dpo", options_class("dpo")(timesteps_per_pair=1, proportion_empty_prompts=0.5))
+    found = train_in_process(policy, method, brightness, source, training)
+    assert all(np.isfinite(row["loss"]) for row in found)
+    assert told == {(8, 8), (64, 64, 0, 0, 64, 64), (6, 10), (48, 80, 0, 0, 48, 80)}
+
+
 def test_small_buckets_join_the_nearest_large_one(tmp_path):
     rows = [{"image": encoded(64, 64, i), "text": "a"} for i in range(9)]
     rows += [{"image": encoded(*shape), "text": "b"} for shape in ((60, 66), (64, 128), (64, 128), (62, 126))]
@@ -120,7 +191,7 @@ def test_columns_tell_sizes_and_exif_turns_them(tmp_path, monkeypatch):
     assert BucketedImages(RowFile(tmp_path / "a.parquet"), "image", "text", sizes).sizes == ((80, 48),)
     told = [row | {"height": 80, "width": 40} for row in rows]
     pq.write_table(pa.Table.from_pylist(told), tmp_path / "b.parquet")
-    monkeypatch.setattr(BucketedImages, "_head", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("sharpening.data.buckets._head", lambda *_: pytest.fail("an image was read"))
     assert BucketedImages(RowFile(tmp_path / "b.parquet"), "image", "text", sizes).counts == (2,)
     pq.write_table(pa.table({"image": [b"x"], "text": ["a"], "height": [0], "width": [3]}), tmp_path / "c.parquet")
     with pytest.raises(DataFileError, match="no readable image in column 'image'; name another column"):
@@ -188,5 +259,5 @@ def test_training_on_other_shapes_tells_the_model_their_sizes(policy, brightness
         policy, policy.frozen_copy(), brightness, Batch(batch.prompts, pictures, sizes + 50), Seeds(1, 0, (0, 1, 2))
     )
     assert learner.loss(policy, other).value.item() != pytest.approx(loss.value.item(), rel=1e-6)
-    with pytest.raises(ValueError, match="images are"):
+    with pytest.raises(ValueError, match="draws no 39 × 96 pixels; pass a multiple of 8"):
         policy.encode_images(pictures[:, 0, :39])

@@ -55,8 +55,10 @@ def schnell(models, tmp_path):
     folder = tmp_path / "schnell"
     shutil.copytree(models / "pipeline", folder)
     (folder / "unet").rename(folder / "transformer")
-    (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": False}))
-    (folder / "vae" / "config.json").write_text(json.dumps({"sample_size": 32, "block_out_channels": [16, 32]}))
+    (folder / "transformer" / "config.json").write_text(json.dumps({"guidance_embeds": False, "in_channels": 16}))
+    (folder / "vae" / "config.json").write_text(
+        json.dumps({"sample_size": 32, "block_out_channels": [16, 32], "latent_channels": 4})
+    )
     parts = {"transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **parts}))
     return folder
@@ -493,7 +495,7 @@ def test_guidance_of_a_model_that_knows_none_is_refused(error, good, schnell):
     assert error(*unguided, "--loss_guidance_scale", 2)[0] == "loss_guidance_scale"
     assert validate(parse([*good, *map(str, unguided)])).resolution == 32  # by the VAE, as its transformer does not say
     assert "multiples of 4 pixels; pass 12" in error(*unguided, "--resolution", 14)[1]
-    config = {"guidance_embeds": False, "pos_embed_max_size": 16}
+    config = {"guidance_embeds": False, "in_channels": 16, "pos_embed_max_size": 16}
     (schnell / "transformer" / "config.json").write_text(json.dumps(config))
     assert "multiples of 4 pixels up to 64; pass 64" in error(*unguided, "--resolution", 96)[1]
 

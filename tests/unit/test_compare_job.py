@@ -10,9 +10,11 @@ from rayjobs.comparison.grading import grader_options
 from rayjobs.comparison.options import VARIANTS, CompareOptions
 from rayjobs.comparison.reporting import sweep_system
 from rayjobs.comparison.run import Comparison
+from rayjobs.comparison.tasks import Model
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings, short_warmup, shrunk
 from rayjobs.errors import OptionError
 from rayjobs.options import options_class
+from sharpening.evaluation.comparison.records import ImageJudgement
 from sharpening.evaluation.comparison.systems import title_of
 from sharpening.methods import METHODS
 from sharpening.rewards.grader.endpoint import MODEL
@@ -46,6 +48,7 @@ def test_defaults_are_the_whole_comparison(tmp_path: Path) -> None:
         (("--grader_url", "judge.example"), r"--grader_url: .*not of the form http"),
         (("--grader_model", "judge"), r"--grader_model: there is nobody to ask for it, pass --grader_url"),
         (("--metods", "rlhf"), r"did you mean --methods\?"),
+        (("--resolution", "4"), r"--resolution: must be at least 8"),
     ],
 )
 def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -156,3 +159,38 @@ def test_one_branch_is_the_papers() -> None:
     assert sweep_system("branches", 1, 4) == "dpo"
     assert sweep_system("branches", 4, 4) == "rlhf"
     assert sweep_system("branches", 4, 3) == "rlhf, n = 4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resolution", "70"), r"--resolution: is 70, but the model draws multiples of 8 pixels; pass 64"),
+        (
+            ("--pretrained_model_name_or_path", "nowhere"),
+            r"--pretrained_model_name_or_path: there is no folder nowhere",
+        ),
+        (
+            ("--pretrained_vae_model_name_or_path", "nowhere"),
+            r"--pretrained_vae_model_name_or_path: there is no folder nowhere",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_costs_nothing(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        Comparison(parsed(tmp_path / "c", *arguments), "")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_comparison_at_another_size_is_judged_by_the_reward(tmp_path: Path) -> None:
+    comparison = Comparison(parsed(tmp_path / "c", "--resolution", "72", "--methods", "rlhf", "--sweeps", "none"), "")
+    assert comparison._base == Model("embedded", 72)
+    for system, gain in (("base", 0.0), ("rlhf", 5.0)):
+        for seed in range(3):
+            rows = [
+                ImageJudgement(system, seed, 1.0, 12, 12, i, "colour", clip=50.0 + gain + i + 0.1 * seed)
+                for i in range(4)
+            ]
+            comparison._store.write(f"{system}-s{seed}", rows)
+    page = comparison._report().read_text()
+    assert "RLHF sharpening's CLIP reward, cosine × 100 is above" in page
+    assert "- column facts: the verifiers judge images of 64×64 pixels alone" in page

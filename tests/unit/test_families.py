@@ -29,6 +29,8 @@ NAMES = list(BUILDERS)
 FLOWS = ["sd3", "flux-dev"]
 PROMPTS = ["a red circle", "two blue squares", ""]
 SHAPE = (CHANNELS, SIDE, SIDE)
+BUCKET = (CHANNELS, SIDE + 4, SIDE)
+"""Latents of an aspect bucket: 24 × 16 pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +52,16 @@ def policy(folders, name):
     return load_policy(folders[name])
 
 
-def draw(batch, seed=0):
-    return torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+def draw(batch, seed=0, shape=SHAPE):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def call_arguments(name, noise):
-    """What a pipeline is called with to draw from given noise at the tiny models' size."""
+    """What a pipeline is called with to draw from given noise at the noise's size."""
+    size = {"height": 2 * noise.shape[2], "width": 2 * noise.shape[3]}
     if name.startswith("flux"):
-        latents = FluxPipeline._pack_latents(noise, len(noise), *SHAPE)
-        return {"latents": latents, "height": 2 * SIDE, "width": 2 * SIDE}
-    return {"latents": noise} | ({"use_resolution_binning": False} if name == "pixart" else {})
+        return {"latents": FluxPipeline._pack_latents(noise, len(noise), *noise.shape[1:]), **size}
+    return {"latents": noise, **size} | ({"use_resolution_binning": False} if name == "pixart" else {})
 
 
 def scales(name):
@@ -69,24 +71,30 @@ def scales(name):
 # -- the sampler -----------------------------------------------------------------------------------------------------
 
 
-def test_the_sampler_draws_the_pipelines_images(folders, name, policy):
+@pytest.mark.parametrize("shape", [SHAPE, BUCKET])
+def test_the_sampler_draws_the_pipelines_images(folders, name, policy, shape):
+    whole, policy, noise = policy, policy.shaped(*shape[1:]), draw(3, shape=shape)
     pipeline = DiffusionPipeline.from_pretrained(folders[name])
     pipeline.set_progress_bar_config(disable=True)
     if name == "pixart":  # which comes with another solver
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     drawn = {}
     for scale in scales(name):
-        arguments = {"num_inference_steps": 5, "guidance_scale": scale} | call_arguments(name, draw(3))
+        arguments = {"num_inference_steps": 5, "guidance_scale": scale} | call_arguments(name, noise)
         latents = pipeline(PROMPTS, output_type="latent", **arguments).images
         if name.startswith("flux"):
-            latents = FluxPipeline._unpack_latents(latents, 2 * SIDE, 2 * SIDE, 2)
-        x0 = drawn[scale] = sample(policy, policy.encode(PROMPTS), draw(3), 5, scale)
+            latents = FluxPipeline._unpack_latents(latents, 2 * shape[1], 2 * shape[2], 2)
+        x0 = drawn[scale] = sample(policy, policy.encode(PROMPTS), noise, 5, scale)
         torch.testing.assert_close(x0, latents, atol=1e-4, rtol=1e-4)
         expected = np.round(pipeline(PROMPTS, output_type="np", **arguments).images * 255)
         assert np.abs(policy.decode(x0) - expected).max() <= 1
         assert expected.std() > 5  # no flat image
     assert len(drawn) == 1 or (drawn[1.0] - drawn[4.0]).abs().max() > 1e-3
     assert (drawn[1.0][0] - drawn[1.0][2]).abs().max() > 1e-3
+    assert whole.nfe == policy.nfe > 0  # what is drawn in any shape is counted
+    whole.nfe = 7
+    assert whole.frozen_copy().nfe == 0
+    assert whole.latent_shape == SHAPE
 
 
 def test_the_pipeline_that_is_handed_back_draws_them_too(name, policy):
@@ -152,12 +160,18 @@ def test_gradients_flow_to_the_denoiser_only(policy):
     assert all(g.isfinite().all() for g in reached)
 
 
-@pytest.mark.parametrize("method", ["rlhf", "sft", "dpo"])
-def test_three_updates_lower_the_loss_on_a_fixed_batch(policy, brightness, method):
-    images = np.stack([policy.decode(draw(2, seed)) for seed in (0, 1)], axis=1)  # two a prompt, the better one first
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [("rlhf", SHAPE), ("sft", SHAPE), ("dpo", SHAPE), ("standard", BUCKET), ("sft", BUCKET), ("dpo", BUCKET)],
+)
+def test_three_updates_lower_the_loss_on_a_fixed_batch(policy, brightness, method, shape):
+    bucket = policy.shaped(*shape[1:])
+    images = [bucket.decode(draw(2, seed, shape)) for seed in (0, 1)]
+    images = np.stack(images, axis=1)  # two a prompt, the better one first
     options, images = {
         "rlhf": ({"rollout_steps": 4, "branches": 2, "timesteps_per_rollout": 2}, images[:, :0]),
         "sft": ({"rollout_steps": 4, "branches": 2, "timesteps_per_image": 2}, images[:, :1]),
+        "standard": ({"timesteps_per_image": 2}, images[:, :1]),
         "dpo": ({"timesteps_per_pair": 2}, images),
     }[method]
     batch = Batch(PROMPTS[:2], images)
@@ -174,6 +188,15 @@ def test_three_updates_lower_the_loss_on_a_fixed_batch(policy, brightness, metho
         optimizer.step()
     assert values[3] < values[0], values
     assert np.isfinite(values).all()
+    assert experience.x_t.shape[-3:] == shape
+    assert learning.loss(bucket, experience).value == learning.loss(policy, experience).value
+    if method == "dpo":  # which begins where policy and reference say the same, at the same noise levels
+        assert values[0] == pytest.approx(np.log(2), abs=1e-5)
+        t = experience.timesteps[:, 0]
+        x0 = bucket.encode_images(images.reshape(-1, *images.shape[2:])).unflatten(0, (2, 2))
+        alpha, sigma = (level.float().view(-1, 1, 1, 1, 1) for level in bucket.levels(t))
+        expected = alpha * x0.repeat_interleave(2, 0) + sigma * experience.target[:, :, 0]
+        torch.testing.assert_close(experience.x_t[:, :, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 # -- saving ----------------------------------------------------------------------------------------------------------
@@ -344,7 +367,19 @@ def test_another_resolution(folders):
         load_policy(folders["flux-dev"], resolution=10)
     with pytest.raises(ValueError, match=f"pass at most {4 * SIDE}"):
         load_policy(folders["sd3"], resolution=4 * SIDE + 4)
-    assert load_policy(folders["sdxl"], resolution=12).encode([""]).time_ids.tolist() == [[12, 12, 0, 0, 12, 12]]
+    sdxl = load_policy(folders["sdxl"], resolution=12)
+    assert sdxl.encode([""]).time_ids.tolist() == [[12, 12, 0, 0, 12, 12]]
+    bucket = sdxl.shaped(12, 8)
+    assert bucket.size == (24, 16)
+    for condition in (bucket.encode(["", "a"]), bucket.uncondition(2)):
+        assert condition.time_ids.tolist() == [[24, 16, 0, 0, 24, 16]] * 2
+    assert sdxl.encode([""]).time_ids.tolist() == [[12, 12, 0, 0, 12, 12]]
+    with pytest.raises(ValueError, match="draws no 6 × 16 pixels; pass a multiple of 4"):
+        load_policy(folders["flux-dev"]).shaped(3, 8)
+    with pytest.raises(ValueError, match=f"draws no {4 * SIDE + 4} × 16 pixels; pass at most {4 * SIDE}"):
+        load_policy(folders["sd3"]).shaped(2 * SIDE + 2, 8)
+    with pytest.raises(ValueError, match="pass a multiple of 4"):
+        load_policy(folders["pixart"]).encode_images(np.zeros((1, 16, 18, 3), np.uint8))
 
 
 def test_resolutions_that_a_folder_says_are_those_that_its_policy_takes(folders, policy, name):

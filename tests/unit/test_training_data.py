@@ -35,6 +35,12 @@ def ranked(ties: int = 0, dropped: int = 0, pairs: int = 2) -> RankedPairs:
     )  # fmt: skip
 
 
+def png(colour: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (20, 10), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def options(method: str = "dpo", **changes: object):
     return options_class(method)(resolution=8, ranked_prompts=4, rollout_batch_size=3, **changes)
 
@@ -227,11 +233,25 @@ def test_buckets_are_opened_by_the_run_and_refused_where_they_mean_nothing(tmp_p
     check_buckets(chosen)
     with pytest.raises(OptionError, match="--aspect_ratio_buckets: the embedded images are all squares; leave it out"):
         check_buckets(options_class("standard")(aspect_ratio_buckets=True))
-    model = tmp_path / "model"
-    for part in ("transformer", "vae", "scheduler"):
+    with pytest.raises(OptionError, match="--aspect_ratio_buckets: pairs that the run draws itself are squares; leave"):
+        check_buckets(options_class("dpo")(aspect_ratio_buckets=True))
+    model = tmp_path / "model"  # whose patches are of 2 × 2 latent pixels, each of 8 × 8 pixels
+    configs = {"transformer": {"in_channels": 4, "patch_size": 2, "pos_embed_max_size": 5}}
+    configs |= {"vae": {"latent_channels": 4, "block_out_channels": [1, 2, 3, 4]}}
+    for part, config in configs.items():
         (model / part).mkdir(parents=True)
-        (model / part / "config.json").write_text("{}")
-    (model / "model_index.json").write_text(json.dumps({"_class_name": "PixArtSigmaPipeline"}))
-    square = chosen.model_copy(update={"pretrained_model_name_or_path": str(model)})
-    with pytest.raises(OptionError, match="is for models of the families sd, sdxl"):
-        check_buckets(square)
+        (model / part / "config.json").write_text(json.dumps(config))
+    patched = chosen.model_copy(update={"pretrained_model_name_or_path": str(model)})
+    source = training_source(patched, RunFolder(tmp_path))
+    assert source is not None
+    assert source_note(source).startswith("2 images in 2 shapes, width × height: 64×64 (1), 80×48 (1)")
+    (model / "transformer" / "config.json").write_text(json.dumps(configs["transformer"] | {"pos_embed_max_size": 4}))
+    assert source_note(training_source(patched, RunFolder(tmp_path))).startswith("2 images in 1 shapes")
+    pairs = [{"image_w": png("red"), "image_l": png("blue"), "caption": "a"}]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+    chosen = options_class("dpo")(
+        resolution=64, train_data=str(tmp_path / "pairs.parquet"), aspect_ratio_buckets=True, prompts_per_update=1
+    )
+    check_buckets(chosen)
+    check_source(chosen)
+    assert source_note(training_source(chosen, RunFolder(tmp_path))) == "1 pairs in 1 shapes, width × height: 80×48 (1)"

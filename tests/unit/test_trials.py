@@ -1,22 +1,26 @@
 """The tuning of the comparison's methods: as many trials for each, judged on validation prompts, the best one taken."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL
 
 from rayjobs.command_line import read
 from rayjobs.comparison.actor import EvaluationActor
 from rayjobs.comparison.options import CompareOptions, TrialsOptions
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.run import Comparison
-from rayjobs.comparison.tasks import DrawTask
+from rayjobs.comparison.tasks import DrawTask, Model
 from rayjobs.comparison.trainings import SUMMARY, Trainings
 from rayjobs.comparison.tuning import Tuning, read_candidates
 from rayjobs.errors import OptionError
 from rayjobs.trials import main
 from sharpening.evaluation.comparison.records import ImageJudgement
+from sharpening.evaluation.comparison.sections import trials_table
 from sharpening.shapes import assets
 
 
@@ -61,14 +65,16 @@ def test_a_wrong_option_costs_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--methods: unknown name 'magic'" in capsys.readouterr().err
 
 
-def finished(tuning: Tuning, system: str, place: int, facts: tuple[float, float]) -> None:
+def finished(tuning: Tuning, system: str, place: int, facts: tuple[float | None, ...], clip: float = 50.0) -> None:
     """Put down what a trial leaves: the end of its training, and two judged images."""
     name = f"{system}, trial {place + 1}"
     folder = tuning.folder / "runs" / f"{name}-s0"
     folder.mkdir(parents=True)
     (folder / SUMMARY).write_text(json.dumps({"updates": 7, "seconds_training": 150.0}))
     rows = [
-        ImageJudgement(name, 0, 1.0, 12, 12, i, "colour", clip=50.0 + i, facts=share, all=share == 1)
+        ImageJudgement(
+            name, 0, 1.0, 12, 12, i, "colour", clip=clip + i, facts=share, all=None if share is None else share == 1
+        )
         for i, share in enumerate(facts)
     ]
     Store(tuning.folder).write(f"{name}-s0", rows)
@@ -125,9 +131,42 @@ def test_a_file_without_trials_is_refused(tmp_path: Path) -> None:
 def test_validation_prompts_are_what_a_trial_is_judged_on(pipeline_folder: Path) -> None:
     actor = EvaluationActor("judge", "cpu", 1, None)
     items = (0, 60, 299)
-    task = DrawTask("dpo, trial 1", 0, str(pipeline_folder), items, 1.0, 2, validation=True)
-    found, other = actor.draw(task).judgements, actor.draw(DrawTask("dpo", 0, str(pipeline_folder), items, 1.0, 2))
+    model = Model(str(pipeline_folder))
+    task = DrawTask("dpo, trial 1", 0, model, items, 1.0, 2, validation=True)
+    found, other = actor.draw(task).judgements, actor.draw(DrawTask("dpo", 0, model, items, 1.0, 2))
     prompts = assets.validation_benchmark()
     assert [row.category for row in found] == [prompts[item].category for item in items]
     assert [row.clip for row in found] != [row.clip for row in other.judgements]
     assert not {prompt.prompt for prompt in prompts} & {prompt.prompt for prompt in assets.benchmark()}
+
+
+def test_images_of_another_size_and_vae_are_what_is_judged_and_without_facts_the_reward_decides(
+    pipeline_folder: Path, tmp_path: Path
+) -> None:
+    vae = AutoencoderKL.from_pretrained(pipeline_folder / "vae")
+    vae.register_to_config(scaling_factor=0.1)
+    vae.save_pretrained(tmp_path / "vae")
+    actor, items = EvaluationActor("judge", "cpu", 1, None), (0, 60)
+    whole = Model(str(pipeline_folder), 72)
+    drawn = [
+        actor.draw(DrawTask("base", 0, m, items, 1.0, 2)) for m in (whole, replace(whole, vae=str(tmp_path / "vae")))
+    ]
+    assert actor._loaded is not None
+    assert actor._loaded[1].latent_shape == (8, 9, 9)
+    assert [row.facts for answer in drawn for row in answer.judgements] == [None] * 4
+    assert [row.clip for row in drawn[0].judgements] != [row.clip for row in drawn[1].judgements]
+    tried = {"dpo": [{}, {"beta": 100.0}]}
+    arguments = ["--methods", "dpo", "--candidates", candidates(tmp_path, tried), "--resolution", "72"]
+    arguments += ["--pretrained_vae_model_name_or_path", str(tmp_path / "vae")]
+    arguments += ["--pretrained_model_name_or_path", str(pipeline_folder)]
+    tuning = Tuning(parsed(tmp_path / "t", *arguments), "")
+    told = tuning._trainings._values(tuning._training("dpo", 1))
+    assert (told["resolution"], told["pretrained_vae_model_name_or_path"]) == (72, str(tmp_path / "vae"))
+    assert tuning._trainings.model(tuning._training("dpo", 1)).resolution == 72
+    finished(tuning, "dpo", 0, (None, None), clip=60.0)
+    finished(tuning, "dpo", 1, (None, None))
+    assert [(t.facts, t.clip, t.chosen) for t in tuning.trials()] == [(None, 60.5, True), (None, 50.5, False)]
+    assert re.search(r"\| 60\.50 \| +– \| +– \| 150 \| +yes \|", trials_table(tuning.trials()))
+    with pytest.raises(OptionError, match=r"^--resolution: is 70, but the model draws multiples of 8 pixels; pass 64"):
+        Tuning(parsed(tmp_path / "other", *arguments, "--resolution", "70"), "")
+    assert not (tmp_path / "other").exists()

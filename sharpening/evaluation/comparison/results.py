@@ -36,8 +36,9 @@ class Trial:
         options: what differs from the method's own options.
         updates: how many the budget paid for.
         facts: share of the prompts' facts that the verifiers found in its images of the validation prompts. Settings
-            are chosen by it: whole prompts right or wrong are a coarser measure of the same thing.
-        all: share of those prompts with every fact right, the overall verifier score.
+            are chosen by it: whole prompts right or wrong are a coarser measure of the same thing. None where the
+            images are not of the verifiers' size: settings are chosen by `clip` then.
+        all: share of those prompts with every fact right, the overall verifier score; None likewise.
         clip: mean CLIP reward of those images.
         seconds: wall seconds of its training.
         chosen: whether this setting was taken.
@@ -46,8 +47,8 @@ class Trial:
     system: str
     options: Mapping[str, Any]
     updates: int
-    facts: float
-    all: float
+    facts: float | None
+    all: float | None
     clip: float
     seconds: float
     chosen: bool = False

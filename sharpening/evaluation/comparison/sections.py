@@ -275,10 +275,14 @@ def trials_table(trials: Sequence[Trial]) -> str:
     """
     rows = [
         [title_of(t.system), ", ".join(f"{k} {v}" for k, v in t.options.items()) or "its own", str(t.updates),
-         f"{t.clip:.2f}", f"{t.facts:.3f}", f"{t.all:.3f}", whole(t.seconds), "yes" if t.chosen else ""]
+         f"{t.clip:.2f}", _share(t.facts), _share(t.all), whole(t.seconds), "yes" if t.chosen else ""]
         for t in trials
     ]  # fmt: skip
     return markdown_table(["method", "options", "updates", "CLIP", "facts", "all facts", "s", "chosen"], rows)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def cost(results: ComparisonResults) -> str:

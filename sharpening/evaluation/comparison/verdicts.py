@@ -134,7 +134,8 @@ def claims(results: ComparisonResults, settings: Mapping[str, Setting], found: S
 
 def _training_claim(results: ComparisonResults, settings: Mapping[str, Setting], ours: Mapping[str, Verdict]) -> Claim:
     names = ", ".join(title_of(name) for name in RIVALS)
-    text = f"At equal training seconds RLHF sharpening's overall verifier score is above {names}"
+    score = COLUMNS[results.overall].meaning.split(":")[0]
+    text = f"At equal training seconds RLHF sharpening's {score} is above {names}"
     if OURS not in settings:
         return Claim(text, None, f"{title_of(OURS)} was not judged.")
     lost = [name for name in RIVALS if name in ours and ours[name].word in ("below", "not told apart")]
