@@ -35,6 +35,11 @@ def exposed(found: dict[str, set[str]]) -> dict[str, set[str]]:
     return {title: addresses for title, addresses in outward.items() if addresses}
 
 
+def silent(found: dict[str, set[str]], *names: str) -> list[str]:
+    """Those of the names that no process which listens has in its title: a list that lacks them says nothing."""
+    return [name for name in names if not any(name in title for title in found)]
+
+
 def outward_address() -> str:
     """An IPv4 address of this machine that others may reach; its loopback address where it has no other."""
     found = [one.address for of in psutil.net_if_addrs().values() for one in of if one.family == socket.AF_INET]
@@ -49,8 +54,11 @@ def _is_loopback(address: str) -> bool:
 
 
 def _title(words: list[str]) -> str:
-    """`ray::RolloutActor`, `gcs_server`, `monitor.py`: what a process is, without its folder and its arguments."""
+    """`ray::RolloutActor`, `gcs_server`, `monitor.py`: what a process is, without its folder and its arguments.
+
+    Ray puts the name of an actor before its class, and what it does at the moment behind it.
+    """
     if words and words[0].startswith("ray::"):
-        return words[0].split()[0].partition(".")[0]  # what it does at the moment stands behind a dot
+        return words[0].strip()
     script = next((word for word in words[1:] if word.endswith(".py")), words[0] if words else "?")
     return script.rpartition("/")[2]

@@ -18,7 +18,7 @@ from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from sharpening.evaluation.run_folder import RunFolder
 from tests import runs, submitting
-from tests.listening import exposed, listening
+from tests.listening import exposed, listening, silent
 from tests.runs import Models, local_ray, models, served, served_pair, undisturbed
 from tests.s3_server import KEYS, S3, s3
 from tests.scraping import scrape
@@ -216,8 +216,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert {"rlhf.py", "gcs_server", "raylet", "ray::RolloutActor", "ray::RayTrainWorker"} <= set(heard)
-    assert any(title.startswith("ray::ServeReplica") for title in heard)
+    assert not silent(heard, "rlhf.py", "gcs_server", "raylet", "RolloutActor", "RayTrainWorker", "ServeReplica")
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
     assert 2 <= len(runs.curve(folder)) < runs.UPDATES
     assert not (folder / "pipeline").exists()
@@ -235,7 +234,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
         assert process.returncode == 0, said
         told = head.jobs()
     assert "rayjobs/rlhf.py --config" in told
-    assert {"rlhf.py", "gcs_server", "dashboard.py", "ray::RayTrainWorker"} <= set(heard)
+    assert not silent(heard, "rlhf.py", "gcs_server", "dashboard.py", "RayTrainWorker")
     assert exposed(heard) == {}  # a head that is told to stays on loopback, with its jobs
     contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     for secret in (*submitting.SECRETS.values(), *KEYS.values(), head.environment["RAY_AUTH_TOKEN"]):
