@@ -35,6 +35,10 @@ OWN = {
     "NCCL_SOCKET_IFNAME": "lo",
 }
 
+TOO_SLOW, STARTS = "timed out during startup", 3
+"""What Ray says of itself when its first process needs more than half a minute, as on a machine that is busy; and how
+often it is started before that is believed. What a start leaves behind ends with this process."""
+
 
 @dataclass(frozen=True)
 class Reservations:
@@ -213,6 +217,7 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
+    from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
     if ray.is_initialized():
         return Connection(owned=False, made=False)
@@ -224,8 +229,13 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
         for name, value in OWN.items():
             os.environ.setdefault(name, value)
         cpus = max(machine.cpus(), threads)
+        patiently = Retrying(
+            retry=retry_if_exception_message(match=f".*{TOO_SLOW}"), stop=stop_after_attempt(STARTS), reraise=True
+        )
         with listening_at(options.bind or LOOPBACK) as own:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common)
+            patiently(
+                ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common
+            )
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.

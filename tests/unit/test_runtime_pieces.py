@@ -237,3 +237,33 @@ def test_a_reward_is_served_where_somebody_asks_for_it(
     reserved = Reservations(1, 1, 1, (0.0, 0.0, 0.0), "")
     plan = Plan(options_class(method)(**changes), RunFolder(tmp_path), "r", "n", "cpu", reserved, 2.0, source)
     assert plan.scores is scores
+
+
+def test_a_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    slow = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+    errors: list[Exception] = []
+    started: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> None:
+        started.append(how)
+        if errors:
+            raise errors.pop()
+
+    for name in ("PYTHONPATH", *cluster.SETTINGS, *cluster.OWN):  # which it sets for good
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    errors[:] = [Exception(slow)] * 2
+    assert cluster.join(RLHFOptions(), "name", 1).owned
+    assert len(started) == 3
+    assert {how["_node_ip_address"] for how in started} == {"127.0.0.1"}
+    errors[:] = [Exception(slow)] * 3
+    with pytest.raises(Exception, match="timed out during startup"):
+        cluster.join(RLHFOptions(), "name", 1)
+    started.clear()
+    errors[:] = [ValueError("another thing")]
+    with pytest.raises(ValueError, match="another thing"):
+        cluster.join(RLHFOptions(), "name", 1)
+    assert len(started) == 1
