@@ -233,9 +233,7 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
             retry=retry_if_exception_message(match=f".*{TOO_SLOW}"), stop=stop_after_attempt(STARTS), reraise=True
         )
         with listening_at(options.bind or LOOPBACK) as own:
-            patiently(
-                ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common
-            )
+            patiently(ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common)
         return Connection(owned=True, made=True)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.

@@ -1,6 +1,7 @@
 """Where learner ranks meet: torch's store, at the address of its node's Ray instead of on every interface."""
 
 import socket
+import sys
 from typing import Any
 
 from ray.train.torch import TorchConfig
@@ -38,18 +39,19 @@ def listen_at_one_address() -> None:
     torch's own listens on every interface, for which there is no option where the process group makes it; it asks
     nobody for a token. It takes over a socket that listens already, though.
     """
-    from torch.distributed import rendezvous
+    import torch.distributed
 
-    rendezvous.TCPStore = make_store
+    # The package's own attribute of this name is a function of the module.
+    module: Any = sys.modules[torch.distributed.rendezvous.__module__]
+    module.TCPStore = make_store
 
 
-def make_store(host_name: str, port: int, *arguments: Any, is_master: bool = False, **more: Any) -> Any:
+def make_store(host_name: str, port: int, *, is_master: bool = False, **more: Any) -> Any:
     """`torch.distributed.TCPStore`, whose server listens at `host_name` alone.
 
     Args:
         host_name: Address of the server's node.
         port: The server's port.
-        *arguments: As for `TCPStore`.
         is_master: Whether this process has the server.
         **more: As for `TCPStore`.
 
@@ -62,4 +64,4 @@ def make_store(host_name: str, port: int, *arguments: Any, is_master: bool = Fal
         family = socket.AF_INET6 if ":" in host_name else socket.AF_INET
         listening = socket.create_server((host_name, port), family=family)
         more["master_listen_fd"] = listening.detach()  # the store closes it
-    return TCPStore(host_name, port, *arguments, is_master=is_master, **more)
+    return TCPStore(host_name, port, is_master=is_master, **more)

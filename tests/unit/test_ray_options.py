@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -16,6 +18,7 @@ from rayjobs.search_options import SearchJobOptions
 from rayjobs.sweeping.options import SweepOptions
 from sharpening.methods import METHODS
 from tests.listening import exposed, listening
+from tests.runs import ROOT
 
 ABSENT = "203.0.113.5"  # of a net that is for documents alone
 
@@ -91,11 +94,24 @@ def test_the_store_of_the_learners_listens_at_one_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     before = listening(os.getpid())
-    server = make_store("127.0.0.1", port, 2, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+    told = {"world_size": 2, "wait_for_workers": False}
+    server = make_store("127.0.0.1", port, is_master=True, timeout=timedelta(seconds=30), **told)
     assert exposed(listening(os.getpid())) == exposed(before)
-    client = make_store("127.0.0.1", port, 2, is_master=False, wait_for_workers=False)
+    client = make_store("127.0.0.1", port, **told)
     client.set("rank", "1")
     assert server.get("rank") == b"1"
+
+
+def test_torch_makes_the_process_groups_store_this_way() -> None:
+    """Where torch keeps the store's class is its own business; in a process of its own, for what it changes stays."""
+    code = """
+import sys
+from rayjobs.runtime.rendezvous import listen_at_one_address, make_store
+listen_at_one_address()
+from torch.distributed import rendezvous
+assert rendezvous.__globals__["_create_c10d_store"].__globals__["TCPStore"] is make_store
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_which_addresses_are_this_machines_own() -> None:
