@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rayjobs.errors import JobError, OptionError
 from rayjobs.mirror.address import normal, overlaps
-from rayjobs.mirror.identity import same_run
+from rayjobs.mirror.identity import CONFIG, same_run
 from rayjobs.mirror.store import StoreError, open_store
 from rayjobs.mirror.upload import Upload
-from sharpening.evaluation.run_folder import CONFIG, RunFolder
+from sharpening.evaluation.run_folder import RunFolder
 
 
 def copy_run(folder: Path, address: str) -> str:

@@ -5,12 +5,11 @@ from pathlib import Path
 from rayjobs import machine
 from rayjobs.errors import OptionError
 from rayjobs.mirror import address as addresses
-from rayjobs.mirror.identity import same_run
+from rayjobs.mirror.identity import CONFIG, same_run
 from rayjobs.mirror.store import Store, StoreError, open_store
 from rayjobs.mirror.upload import remote_checkpoints
 from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
-from sharpening.evaluation.run_folder import CONFIG
 
 RESUME = "resume_from_checkpoint"
 

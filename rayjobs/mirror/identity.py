@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rayjobs.mirror.store import Store
 from sharpening.evaluation.files import write_json
-from sharpening.evaluation.run_folder import CONFIG
 
+CONFIG = "config.json"  # which a run claims its folder by
 IDENTITY = "mirror.json"
 """In the run folder and at the address: a random name of the run, drawn when it is first copied."""
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rayjobs.errors import OptionError
-from rayjobs.tracking.secrets import scrub
 
 RENAMES = ("local", "hdfs")  # file systems with folders to make and a rename; to the others a file comes whole
 PARTIAL = ".partial"
@@ -53,6 +52,8 @@ def store_errors() -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     """What a client said, in one line: of Amazon's the error's name and its sentence."""
+    from rayjobs.tracking.secrets import scrub  # its package imports what is heavy
+
     text = " ".join(scrub(str(error)).split())
     found = re.search(r"AWS Error (\w+)(?: \(HTTP status \d+\))? during \w+ operation: (.*)", text)
     if found:

@@ -10,13 +10,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayjobs.mirror import identity
 from rayjobs.mirror.record import Record, Stamp, stamp
 from rayjobs.mirror.store import PARTIAL, Store, StoreError
 from rayjobs.runtime import checkpoints
-from sharpening.evaluation.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sharpening.evaluation.run_folder import RunFolder
 
 OWN = ".mirror"  # in the run folder: the record and the links, which stay here
 RECORD = "uploaded.json"
@@ -39,7 +41,7 @@ class Upload:
     """
 
     def __init__(
-        self, folder: RunFolder, store: Store, keep: int | None, halted: Callable[[], bool] = lambda: False
+        self, folder: "RunFolder", store: Store, keep: int | None, halted: Callable[[], bool] = lambda: False
     ) -> None:
         self._folder, self._store, self._keep, self._halted = folder, store, keep, halted
         self._own = folder.path / OWN
