@@ -142,9 +142,9 @@ def source_note(source: "Source | None") -> str:
     Returns:
         Shapes and numbers of buckets; empty where there are none.
     """
-    from sharpening.data.buckets import Buckets
+    from sharpening.data.buckets import BucketedImages, BucketedPairs
 
-    if not isinstance(source, Buckets):
+    if not isinstance(source, (BucketedImages, BucketedPairs)):
         return ""
     shapes = ", ".join(
         f"{width}×{height} ({n})" for (height, width), n in zip(source.sizes, source.counts, strict=True)
