@@ -201,7 +201,9 @@ def remote_checkpoints(files: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 def _regular(place: Path) -> Iterator[Path]:
     """Files in a folder, or the file itself; no links, and nothing that is still being written aside."""
-    paths = list(place.rglob("*")) if place.is_dir() and not place.is_symlink() else [place]
+    paths = [place]
+    if place.is_dir() and not place.is_symlink():  # `walk` passes over folders that go away meanwhile
+        paths = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
     # The shallow ones first: a tracker notes how far it came beside the folder it writes to. Copied in between, it
     # then tells something twice, which is better than never.
     for path in sorted(paths, key=lambda path: (len(path.parts), path)):

@@ -145,8 +145,7 @@ class Mirror(threading.Thread):
             interrupt_on_sigterm()
         try:
             if not self._done.wait(PATIENCE_S):
-                left = sum(self.upload.missing(pipeline=True).values())
-                self._say(f"copying {left / 1e6:,.1f} MB to {self._store.address}; Ctrl-C leaves them for later")
+                self._say(f"copying what is left to {self._store.address}; Ctrl-C leaves it for later")
             self._done.wait()
         finally:
             if main:

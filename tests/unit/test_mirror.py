@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,13 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[There]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """What is in a folder, also while it changes."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for path in (Path(place) / name for name in names):
+            with suppress(FileNotFoundError):
+                found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
 
 
 def run_files(folder: RunFolder) -> dict[str, bytes]:
