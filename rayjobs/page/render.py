@@ -157,7 +157,7 @@ def _looks(contents: Contents) -> list[dict[str, Any]]:
     for row in contents.own:
         own.setdefault(int(row["update"]), []).extend([] if row["reward"] is None else [row["reward"]])
     means = {update: f"reward {fixed(fmean(found), 2)}" if found else "not scored" for update, found in own.items()}
-    series = [
+    series: list[dict[str, Any]] = [
         {"title": "As the model learns", "note": "Other held-out prompts, from the same noise at every look.",
          "label": "look at held-out prompts", "grids": images.look_grids(contents.folder), "told": held_out},
         {"title": "Your own prompts",
