@@ -28,10 +28,14 @@ def own_prompts(folder: Path, images: int = 2, *texts: str, **changes: Any) -> O
 
 def drawn(own: OwnPrompts, version: int, rewards: list[float | None], truncated: int = 0) -> list[EvaluationPart]:
     """An answer with these rewards, its images in shades of their own."""
-    (task,) = own.tasks
-    images = {i: np.full((64, 64, 3), 60 + 10 * i, np.uint8) for i in task.indices}
-    parts = {"clip": rewards, "Mine": [1.0] * len(rewards)}
-    return [EvaluationPart(task, rewards, [None] * len(rewards), images, 0, {}, version, parts, truncated)]
+    found, left = [], list(rewards)
+    for task in own.tasks:
+        told, left = left[: len(task.indices)], left[len(task.indices) :]
+        images = {i: np.full((64, 64, 3), 60 + 10 * i, np.uint8) for i in task.indices}
+        parts = {"clip": told, "Mine": [1.0] * len(told)}
+        found.append(EvaluationPart(task, told, [None] * len(told), images, 0, {}, version, parts, truncated))
+    assert not left
+    return found
 
 
 def test_every_prompt_gets_its_images_and_no_verifier(tmp_path: Path) -> None:
