@@ -51,7 +51,9 @@ def learn(pipeline: str, stage: int) -> tuple[list[dict[str, Any]], Mapping[str,
         What the learner tells of each update, and the whole weights at the end (rank 0's).
     """
     chosen = options()
-    config = load_deepspeed(default_config_path("cpu")) | {"zero_optimization": {"stage": stage}}
+    # ZeRO 3 leaves parameters whole that are smaller than a threshold, which is every one of so small a model.
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    config = load_deepspeed(default_config_path("cpu")) | {"zero_optimization": zero}
     learner = Learner(LearnerSpec(chosen, pipeline, resolve_deepspeed(config, chosen), "cpu", "", None, None))
     policy, source = load_policy(pipeline), PromptSource(PROMPTS)
     reference, method = policy.frozen_copy(), RLHFSharpening(chosen.method_options())

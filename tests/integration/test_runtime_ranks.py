@@ -74,7 +74,7 @@ def test_two_ranks_learn_what_one_process_learns(ranks: Path, plain: Any, stage:
     expected, before, wanted = plain
     found, after = torch.load(ranks / f"zero{stage}.pt")
     assert len(found) == len(expected) == 3
-    for name, tolerance in {"loss": 1e-4, "grad_norm": 1e-3, "learning_rate": 1e-9, "accuracy": 1e-6}.items():
+    for name, tolerance in {"loss": 5e-5, "grad_norm": 1e-4, "learning_rate": 1e-9, "accuracy": 1e-6}.items():
         assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=tolerance)
     assert len({row["loss"] for row in found}) == 3
     assert min(row["grad_norm"] for row in found) > 0.1  # so that clipping is part of it
@@ -82,4 +82,4 @@ def test_two_ranks_learn_what_one_process_learns(ranks: Path, plain: Any, stage:
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     apart = max(float((after[name] - wanted[name]).abs().max()) for name in before)
     assert moved > 5e-4
-    assert apart < 0.02 * moved
+    assert apart < 0.005 * moved
