@@ -7,19 +7,9 @@ Every run writes `report.html` at its end. This command makes it again, or while
 codes: 0 when the page was written, 2 when the folder is no run's or a file in it is damaged.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"report: error: {message}; see --help", file=sys.stderr)
-        sys.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = _Parser(prog="report.py", description="Make a run's report page, one HTML file that needs no network.")
+    from rayjobs.arguments import OneLineParser
+
+    parser = OneLineParser(
+        prog="report.py", description="Make a run's report page, one HTML file that needs no network."
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--output", metavar="FILE", type=Path, help="the page [default: report.html in the run folder]")
     asked = parser.parse_args(argv)

@@ -7,19 +7,9 @@ in their folders. Either can then be gone on with from the address. Exit codes: 
 something was not copied, 2 when the folder is no run's or the address another run's or wrong, 130 on Ctrl-C.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"upload: error: {message}; see --help", file=sys.stderr)
-        sys.exit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = _Parser(prog="upload.py", description="Copy a run folder to object storage: all that is new.")
+    from rayjobs.arguments import OneLineParser
+
+    parser = OneLineParser(prog="upload.py", description="Copy a run folder to object storage: all that is new.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("address", metavar="ADDRESS", help="such as s3://bucket/run; keys come from the environment")
     asked = parser.parse_args(argv)

@@ -26,7 +26,7 @@ PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shap
 UPDATES = 6
 # What a metrics row may hold that depends on the clock, the memory or on what went wrong on the way.
 UNSTEADY = ("seconds", "updates_per_second", "images_per_second", "peak_memory", "restarts")
-PATIENCE_S = float(os.environ.get("TEST_PATIENCE_S", "240"))
+PATIENCE_S = 600.0  # for what does come, unless something hangs
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ def grader() -> Iterator[OpenAIServer]:
         yield server
 
 
-@pytest.mark.timeout(400)
 def test_a_killed_comparison_goes_on_and_reports(models: Models, grader: OpenAIServer, tmp_path: Path) -> None:
     folder = tmp_path / "comparison"
     process = start(models, folder, tmp_path, grader)

@@ -104,7 +104,7 @@ def test_a_run_leaves_the_reward_that_it_joined(undisturbed: Path, served: str) 
 
 def test_a_run_counts_what_its_cost_account_says(undisturbed: Path) -> None:
     cost = json.loads((undisturbed / "cost.json").read_text())
-    found = runs.wait_for(lambda: scrape(undisturbed.name), "the run's counters", 30)
+    found = runs.wait_for(lambda: scrape(undisturbed.name), "the run's counters")
     made = found["ray_sharpening_updates_made_total"][frozenset()]
     assert 1 <= made <= runs.UPDATES  # the last second before the coordinator ends may not be exported
     for stage in ("rollout", "reference", "learn"):

@@ -54,7 +54,7 @@ def test_prometheus_gets_every_metric_with_its_labels(local_ray: None) -> None:
         found = scrape("exported")
         return found if found.keys() == exported().keys() else None
 
-    found = runs.wait_for(complete, "all metrics", 60)
+    found = runs.wait_for(complete, "all metrics")
 
     def of(name: str, **labels: str) -> float:
         return found[f"ray_sharpening_{name}"][frozenset(labels.items())]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 import ray
 
 from rayjobs.command_line import parse
@@ -33,7 +32,6 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(400)
 def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: None, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     first, second = (folder / "runs" / run_name(point, 0) for point in (FIRST, SECOND))
