@@ -45,7 +45,7 @@ demo-quick: $(STAMP) ## the same job with a few updates, under 2 minutes
 	@$(PY) rayjobs/rlhf.py $(DEMO_FLAGS) $(ARGS)
 
 test: $(STAMP) ## the whole suite: unit, integration (real Ray, Serve, Train, DeepSpeed), faults
-	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff (lint and format), mypy, pydoclint; all of them, whichever fails
 	@failed=0; \

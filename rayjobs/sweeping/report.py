@@ -157,7 +157,7 @@ def write_report(folder: Path, runs: Sequence[RunResult], names: Sequence[str], 
     varied = [name for name in names if len({result.point[name] for result in finished}) > 1]
     if len(varied) > 1:
         write_bytes(folder / HEAT_MAP, heat_map(finished, varied[0], varied[1]))
-    curves = {f"{label(run.point)} seed={run.seed}": run.curve() for result in finished for run in result.runs}
+    curves = {f"{label(run.point)} seed={run.seed}": run.curve() for result in points for run in result.runs}
     write_bytes(folder / CURVES, reward_against_nfe({name: curve for name, curve in curves.items() if curve[0]}))
     lines = [table, "", f"best: python rayjobs/{program(best_config['method'])} --config {folder / BEST}"]
     lines += [f"failed: {line.removeprefix('- ')}" for line in failures]

@@ -113,28 +113,15 @@ def test_a_run_counts_what_its_cost_account_says(undisturbed: Path) -> None:
         assert 0 < counted <= cost["nfe"][stage]
 
 
-def test_two_learner_ranks_are_one_to_tolerance(undisturbed: Path, models: Models, served: str, tmp_path: Path) -> None:
-    folder = run(
-        runs.options(
-            models, tmp_path / "run", num_learners=2, train_batch_size=2, max_train_steps=3, served_rewards=served,
-            deepspeed_config=runs.ROOT / "cluster" / "deepspeed_zero2.json",
-        )
-    )  # fmt: skip
-    runs.check_whole(folder, 3)
-    expected, found = runs.curve(undisturbed)[:3], runs.curve(folder)
-    assert found[0]["reward"] == expected[0]["reward"]  # version 0: the same images
-    for name, tolerance in {"reward": 1e-3, "loss": 1e-3, "grad_norm": 2e-2, "accuracy": 0.3}.items():
-        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=tolerance)
-    shards = checkpoints.listed(folder / "checkpoints")[-1] / "engine"
-    assert len(list(shards.glob("*optim_states.pt"))) == 2
-
-
 def test_overlapped_runs_of_two_rewards_are_reproducible_and_survive_an_interrupt(
     models: Models, served_pair: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the rewards are standardised by is a part of the state that is resumed."""
+    config = json.loads((runs.ROOT / "cluster" / "deepspeed_zero3.json").read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or it would leave a small model whole
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
     stale = {
-        "staleness": 1, "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero3.json", "reward": runs.PAIR,
+        "staleness": 1, "deepspeed_config": tmp_path / "zero3.json", "reward": runs.PAIR,
         "reward_model": f"clip={models.clip}", "served_rewards": served_pair,
     }  # fmt: skip
     assert threading.current_thread() is threading.main_thread()

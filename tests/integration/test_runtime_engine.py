@@ -72,6 +72,8 @@ def options(**changes: Any) -> RLHFOptions:
 def spec(pipeline: Path, stage: int, offload: tuple[str, ...] = (), **changes: Any) -> LearnerSpec:
     config, chosen = load_deepspeed(default_config_path("cpu")), options(**changes)
     config["zero_optimization"] = {"stage": stage, "reduce_bucket_size": "auto", "overlap_comm": "auto"}
+    if stage == 3:  # every parameter of the small model lies under what DeepSpeed leaves whole by itself
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     for what in offload:
         config["zero_optimization"][f"offload_{what}"] = {"device": "cpu", "pin_memory": "auto"}
     return LearnerSpec(chosen, str(pipeline), resolve_deepspeed(config, chosen), "cpu", "", None, None)

@@ -11,12 +11,14 @@ import ray
 
 from rayjobs.command_line import parse
 from rayjobs.sweeping.space import run_name
+from sharpening.evaluation.run_folder import RunFolder
 from tests import runs
 from tests.runs import Models, local_ray, models
 
 __all__ = ["local_ray", "models"]  # fixtures
 
 UPDATES = 5
+RATES = (1e-6, 1e-2, 1e30)
 FIRST, SECOND = ({"branches": n, "temperature": 0.0} for n in (2, 3))
 
 
@@ -67,3 +69,39 @@ def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: No
     best = parse(["--config", str(folder / "best.json")])
     assert (best.max_train_steps, best.served_rewards) == (UPDATES, None)
     assert max(rows, key=lambda row: row["gain_mean"])["branches"] == best.branches
+
+
+def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(
+    models: Models, local_ray: None, tmp_path: Path
+) -> None:
+    """Of three runs one comes to its end; one falls behind it, and one's loss is no number."""
+    folder = tmp_path / "drawn"
+    job = runs.flags(
+        models, folder, output_dir=None, skip_evaluation=None, learning_rate=None, max_train_steps=UPDATES,
+        lr_scheduler="constant", lr_warmup_steps=0, eval_prompts=6, eval_steps=2, eval_guidance_scales=1,
+        validation_steps=2, validation_prompts=4, branches=None,
+    )  # fmt: skip
+    space = ["--branches", "3", "--temperature", "0", "--learning_rate", *map(str, RATES)]
+    drawn = ["--search", "optuna", "--num_samples", "3", "--seeds", "1", "--max_concurrent_trials", "1"]
+    drawn += ["--scheduler", "asha", "--grace_updates", "2", "--reduction_factor", "2", "--max_trial_failures", "0"]
+    process = start(tmp_path, *space, *drawn, "--output_dir", str(folder), "--", *job)
+    said = runs.finish_process(process)
+    assert process.returncode == 0, said
+    rows = {row["learning_rate"]: row for row in pq.read_table(folder / "results.parquet").to_pylist()}
+    slow, fast, wild = (rows[rate] for rate in RATES)
+    assert [row["status"] for row in (slow, fast, wild)] == ["stopped early", "finished", "failed"]
+    assert "the loss of update 1 is not finite; lower --learning_rate" in wild["error"]
+    assert wild["error"] in (folder / "table.md").read_text()
+    # It was ended for its held-out reward, at the first look past the grace, and not for anything else.
+    held_out = {
+        name: {look["update"]: look["reward"] for look in RunFolder(folder / "runs" / row["folder"]).validation()}
+        for name, row in (("slow", slow), ("fast", fast))
+    }
+    last = max(held_out["slow"])
+    assert 2 <= last < UPDATES
+    assert held_out["slow"][last] < held_out["fast"][last]
+    assert parse(["--config", str(folder / "best.json")]).learning_rate == RATES[1]
+    # What a run that is ended early leaves is its folder: no process, and nothing that it reserved.
+    titles = ("ray::RolloutActor", "ray::RayTrainWorker", "ray::ServeReplica:reward-sweep-drawn")
+    runs.wait_for(lambda: not [title for title in titles if runs.processes(title)], "the end of their processes")
+    runs.wait_for(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "their CPUs")
