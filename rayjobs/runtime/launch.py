@@ -195,7 +195,7 @@ class Training(threading.Thread):
 
     def _fit(self) -> None:
         import ray.train
-        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         from rayjobs.runtime.learner import train_loop
         from rayjobs.runtime.rendezvous import RendezvousConfig
@@ -208,10 +208,10 @@ class Training(threading.Thread):
         resources = {"CPU": plan.reserved.learner}
         if plan.device == "cuda":
             resources["GPU"] = plan.reserved.gpus[1]
-        TorchTrainer(
+        DataParallelTrainer(
             train_loop,
             train_loop_config={"spec": self._spec()},
-            torch_config=RendezvousConfig(),
+            backend_config=RendezvousConfig("nccl" if plan.device == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=plan.options.num_learners,
                 use_gpu=plan.device == "cuda",

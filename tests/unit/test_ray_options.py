@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from datetime import timedelta
 
 import pytest
@@ -18,7 +16,6 @@ from rayjobs.search_options import SearchJobOptions
 from rayjobs.sweeping.options import SweepOptions
 from sharpening.methods import METHODS
 from tests.listening import exposed, listening
-from tests.runs import ROOT
 
 ABSENT = "203.0.113.5"  # of a net that is for documents alone
 
@@ -100,18 +97,6 @@ def test_the_store_of_the_learners_listens_at_one_address() -> None:
     client = make_store("127.0.0.1", port, **told)
     client.set("rank", "1")
     assert server.get("rank") == b"1"
-
-
-def test_torch_makes_the_process_groups_store_this_way() -> None:
-    """Where torch keeps the store's class is its own business; in a process of its own, for what it changes stays."""
-    code = """
-import sys
-from rayjobs.runtime.rendezvous import listen_at_one_address, make_store
-listen_at_one_address()
-from torch.distributed import rendezvous
-assert rendezvous.__globals__["_create_c10d_store"].__globals__["TCPStore"] is make_store
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_which_addresses_are_this_machines_own() -> None:
