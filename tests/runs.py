@@ -159,6 +159,25 @@ def processes(title: str, parent: int | None = None) -> list[psutil.Process]:
     return found
 
 
+def holders(library: str, pid: int) -> tuple[list[str], list[str]]:
+    """Which processes have loaded a shared library.
+
+    Args:
+        library: a part of its file's name.
+        pid: of the topmost process.
+
+    Returns:
+        Command lines of those that have, and of those that have not.
+    """
+    top, found = psutil.Process(pid), ([], [])
+    for process in [top, *top.children(recursive=True)]:
+        try:
+            found[not any(library in file.path for file in process.memory_maps())].append(" ".join(process.cmdline()))
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
 def kill_process(title: str) -> int:
     """SIGKILL the first process of that title.
 

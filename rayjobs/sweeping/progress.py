@@ -32,6 +32,18 @@ class Progress(Callback):
         self._wanted = wanted
         self._ended: set[str] = set()
 
+    def get_state(self) -> dict[str, Any]:
+        """What a sweep that goes on must know: the runs that have ended."""
+        return {"ended": sorted(self._ended)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on.
+
+        Args:
+            state: From `get_state`, in the process that was interrupted.
+        """
+        self._ended = set(state["ended"])
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a run starts."""
         self._tell(trial, "starts")

@@ -123,6 +123,9 @@ class Sweep:
         from ray import tune
 
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # each run writes its own metrics
+        # Seconds between two notes of what has ended. At Tune's own ten, a sweep that is killed soon after a run was
+        # ended early goes on with that run.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
         bundle = {"CPU": spec.reserved.rollout} | ({"GPU": spec.reserved.gpus[0]} if spec.reserved.gpus[0] else {})
         bundles = [{"CPU": DRIVER_CPUS}, *[bundle] * self.job.num_rollout_actors]
         trainable = tune.with_resources(partial(trial, spec=spec), tune.PlacementGroupFactory(bundles))

@@ -200,9 +200,16 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
         )
         assert process.poll() is None, process.communicate()[0]
         heard = listening(process.pid)
+        torch_in, torch_not_in = runs.holders("libtorch_cpu", process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    # Only what computes imports torch: the driver, Train's controller and the coordinator start sooner without it.
+    for title in ("RolloutActor", "RayTrainWorker", "ServeReplica"):
+        assert any(title in line for line in torch_in)
+    for title in ("rayjobs/rlhf.py", "ray::TrainController", "ray::Coordinator"):
+        assert any(title in line for line in torch_not_in)
+        assert not any(title in line for line in torch_in)
     assert not silent(heard, "rlhf.py", "gcs_server", "raylet", "RolloutActor", "RayTrainWorker", "ServeReplica")
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
     assert 2 <= len(runs.curve(folder)) < runs.UPDATES

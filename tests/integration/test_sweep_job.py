@@ -60,6 +60,7 @@ def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: No
     process = start(tmp_path, "--resume", "--output_dir", str(folder))
     said = runs.finish_process(process)
     assert process.returncode == 0, said
+    assert "1/2 ended; branches=3 temperature=0 seed=0 starts" in said  # it has not forgotten the first
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
     for run in (first, second):
         runs.check_whole(run, UPDATES)
