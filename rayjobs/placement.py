@@ -73,8 +73,8 @@ def check_joins(options: "JobOptions") -> None:
             )  # fmt: skip
 
 
-def carrying(name: str, label: str, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the nodes that carry a label have together.
+def carrying(name: str, label: str, nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The nodes that carry a label.
 
     Args:
         name: The option that names the label.
@@ -82,10 +82,10 @@ def carrying(name: str, label: str, nodes: Sequence[Mapping[str, Any]]) -> dict[
         nodes: `ray.nodes()`.
 
     Returns:
-        Resources by name.
+        Those of the nodes that are alive and carry it.
 
     Raises:
-        OptionError: If no node that is alive carries it.
+        OptionError: If there is none.
     """
     key, value = label.split("=")
     alive = [node for node in nodes if node["Alive"]]
@@ -96,11 +96,21 @@ def carrying(name: str, label: str, nodes: Sequence[Mapping[str, Any]]) -> dict[
             name, f"no node of the cluster carries {label} ({', '.join(there) or 'none has a label of yours'})",
             f"start nodes with `ray start --labels {label}`, or leave it out",
         )  # fmt: skip
-    together: dict[str, float] = {}
-    for node in found:
+    return found
+
+
+def _together(nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Resources of nodes by name, summed."""
+    found: dict[str, float] = {}
+    for node in nodes:
         for resource, amount in node["Resources"].items():
-            together[resource] = together.get(resource, 0.0) + amount
-    return together
+            found[resource] = found.get(resource, 0.0) + amount
+    return found
+
+
+def _cpus(nodes: Sequence[Mapping[str, Any]]) -> list[float]:
+    """CPUs of each node that has any; a head is often given none."""
+    return [cpus for node in nodes if node["Alive"] and (cpus := node["Resources"].get("CPU", 0.0))]
 
 
 def reserve(
@@ -122,13 +132,15 @@ def reserve(
     """  # noqa: DOC502
     from rayjobs.runtime import cluster
 
-    rollout = resources if options.rollout_nodes is None else carrying(ROLLOUT, options.rollout_nodes, nodes)
-    learner = resources if options.learner_nodes is None else carrying(LEARNER, options.learner_nodes, nodes)
+    labels = {ROLLOUT: options.rollout_nodes, LEARNER: options.learner_nodes}
+    groups = {name: carrying(name, label, nodes) if label else list(nodes) for name, label in labels.items()}
+    have = {name: _together(groups[name]) if label else resources for name, label in labels.items()}
+    cpus = {name: _cpus(group) for name, group in groups.items()}
     if options.rollout_nodes == options.learner_nodes:  # one group, or no labels at all
-        return cluster.reserve(options, learner, gpu)
-    others = cluster.reserve(options.model_copy(update={"num_learners": 0}), rollout, gpu)
+        return cluster.reserve(options, have[LEARNER], gpu, cpus[LEARNER])
+    others = cluster.reserve(options.model_copy(update={"num_learners": 0}), have[ROLLOUT], gpu, cpus[ROLLOUT])
     alone = {"num_rollout_actors": 0, "reward_replicas": 0}
-    learners = cluster.reserve(options.model_copy(update=alone), learner, gpu)
+    learners = cluster.reserve(options.model_copy(update=alone), have[LEARNER], gpu, cpus[LEARNER])
     gpus = (others.gpus[0], learners.gpus[1], others.gpus[2])
     notes = [found.note for found in (others, learners) if found.part < 1]
     return replace(others, learner=learners.learner, gpus=gpus, note="; ".join(notes))

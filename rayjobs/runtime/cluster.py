@@ -3,7 +3,7 @@
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +169,13 @@ def threads_wanted(options: JobOptions) -> int:
     )
 
 
+def _most_threads(options: JobOptions) -> int:
+    """Compute threads of the process of a run that has the most."""
+    counts = [(options.num_rollout_actors, options.rollout_threads), (options.num_learners, options.learner_threads)]
+    counts += [(plan.replicas, plan.threads) for plan in own_rewards(options)]
+    return max(threads for processes, threads in counts if processes)
+
+
 def own_rewards(options: JobOptions) -> tuple[RewardPlan, ...]:
     """The rewards that a run serves itself.
 
@@ -279,17 +286,21 @@ def _search_path() -> str:
     return os.pathsep.join(dict.fromkeys(paths))
 
 
-def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Reservations:
+def reserve(
+    options: JobOptions, resources: dict[str, float], gpu: bool, nodes: Sequence[float] | None = None
+) -> Reservations:
     """Share a cluster's CPUs among the run's processes.
 
     Rollout actors, learners and the reward take turns more often than they compete, so on a machine with fewer CPUs
     than threads each reserves a part of what it uses: everything is scheduled, and the operating system shares the
-    cores out.
+    cores out. On several nodes each reserves so little that there is room for the last one too, wherever Ray has put
+    the others: while one has no place, less than it takes is free on every node, and that much may be lost on each.
 
     Args:
         options: The run's options.
         resources: `ray.cluster_resources()`.
         gpu: Whether learners and actors run on GPUs.
+        nodes: CPUs of each node that has any; `None` for one that has them all.
 
     Returns:
         The reservations.
@@ -304,8 +315,12 @@ def reserve(options: JobOptions, resources: dict[str, float], gpu: bool) -> Rese
             "num_learners", f"{options.num_learners} learners need as many {kind}, and the cluster has {have:g}",
             f"pass at most {have:g}",
         )  # fmt: skip
-    wanted = threads_wanted(options)
-    part = min(1.0, cpus / wanted)
+    wanted, largest = threads_wanted(options), _most_threads(options)
+    nodes = nodes or [cpus]
+    others = len(nodes) - 1
+    part = min(1.0, cpus / (wanted + others * largest), max(nodes) / largest)
+    if wanted + others * (largest - 1) <= sum(map(int, nodes)) and largest <= max(nodes):
+        part = 1.0  # whole CPUs: on a node without a place at least one less is lost
     real = machine.cpus() if cpus == wanted else int(cpus)  # a Ray of our own counts threads, not cores
     note = f"{wanted} threads share {real} CPUs: rollouts, reward and learner take turns" if real < wanted else ""
     unshared = Reservations(1, 1, 1, _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note, part)

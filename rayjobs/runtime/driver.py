@@ -62,6 +62,7 @@ def run(
         RunStopped: If the run had to stop; its last checkpoint is intact.
         OptionError: If the cluster or the folder does not fit the options.
         KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint was written.
+        SystemExit: From `observe`, which ends the run so; after a checkpoint was written.
     """  # noqa: DOC502
     return Run(options, reserved, observe, asked).execute()
 
@@ -105,6 +106,7 @@ class Run:
 
         Raises:
             KeyboardInterrupt: On Ctrl-C or SIGTERM.
+            SystemExit: From `observe`.
             JobError: If the run had to stop.
         """
         with ExitStack() as stack:
@@ -121,6 +123,10 @@ class Run:
                 self.progress.close()
                 how = self._how_to_resume()
                 self.progress.say(f"go on with {how}" if how else "no checkpoint was written yet")
+                raise
+            except SystemExit:  # of whoever was told how held-out prompts fare
+                self.coordinator.stop.remote(INTERRUPTED, "ended early")
+                self._settle()
                 raise
             except OSError as error:
                 raise self._stopped(f"{error.strerror or error} ({self.folder.path})") from error

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rayjobs.sweeping.options import SweepOptions
 from rayjobs.sweeping.progress import Progress, say
 from rayjobs.sweeping.report import ended, write_report
 from rayjobs.sweeping.space import Range, Space
-from rayjobs.sweeping.trial import METRIC, POINT, SEED, TIME, TrialSpec, trial
+from rayjobs.sweeping.trial import METRIC, POINT, SEED, TIME, TrialSpec, trainable_of
 
 RUNS, TRIALS = "runs", "trials"
 DRIVER_CPUS = 0.01  # of a run's own driver, which waits
@@ -123,12 +122,13 @@ class Sweep:
         from ray import tune
 
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # each run writes its own metrics
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which draws boxes into the log, however silent it is to be
         # Seconds between two notes of what has ended. At Tune's own ten, a sweep that is killed soon after a run was
         # ended early goes on with that run.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
         bundle = {"CPU": spec.reserved.rollout} | ({"GPU": spec.reserved.gpus[0]} if spec.reserved.gpus[0] else {})
         bundles = [{"CPU": DRIVER_CPUS}, *[bundle] * self.job.num_rollout_actors]
-        trainable = tune.with_resources(partial(trial, spec=spec), tune.PlacementGroupFactory(bundles))
+        trainable = tune.with_resources(trainable_of(spec), tune.PlacementGroupFactory(bundles))
         path = (self.folder / TRIALS).resolve()
         say(f"{self._wanted()} runs, {at_a_time} at a time")
         if tune.Tuner.can_restore(str(path)):

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ METRIC, TIME = "reward", "update"
 """What Tune is told: mean reward of held-out images after so many optimiser updates."""
 POINT, SEED = "point", "seed"
 SUMMARY = "summary.json"
+REPORTING = threading.Event()
+"""Set while the run of this process waits for what Tune says to a report."""
+END_S = 300.0  # for a run that Tune ends: its update, a checkpoint, its page
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,43 @@ class TrialSpec:
     working: str
 
 
+def trainable_of(spec: TrialSpec) -> type:
+    """What Tune runs.
+
+    A function's trainable does not wait for the function when Tune ends it, and its process ends with it. Then what
+    the learners reserved stays reserved: it is Ray Train's, whose own remedy (`PlacementGroupCleaner`) needs a
+    dashboard and a machine with one Ray. So this one waits until the run has ended in good order.
+
+    Args:
+        spec: what all trials share.
+
+    Returns:
+        A class of Tune's.
+    """
+    from ray.train._internal.session import get_session
+    from ray.tune.trainable import wrap_function
+
+    class Trial(wrap_function(partial(trial, spec=spec))):  # type: ignore[misc]
+        def cleanup(self) -> None:
+            run = get_session().training_thread
+            super().cleanup()  # a report that waits for an answer gets SystemExit
+            wait_for_end(run)
+
+    return Trial
+
+
+def wait_for_end(run: threading.Thread) -> None:
+    """Wait for a run that Tune has ended, if that is what it heard.
+
+    Args:
+        run: The trial's thread.
+    """
+    if REPORTING.is_set():
+        run.join(END_S)
+
+
 def trial(config: Mapping[str, Any], spec: TrialSpec) -> None:
-    """Run the job at one point; what Tune calls.
+    """Run the job at one point.
 
     A trial that is started again, after a failure or with the sweep, goes on from its newest checkpoint, and one whose
     run is whole only tells its result once more.
@@ -60,13 +100,15 @@ def trial(config: Mapping[str, Any], spec: TrialSpec) -> None:
     folder = Path(spec.folder) / run_name(point, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Optuna may ask for a point twice: the second trial of it waits for the first one, and tells the same.
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # names have points in them
         if not (folder / SUMMARY).exists():
             options = settle(spec.space.job(point, seed), folder, spec.served)
 
             def tell(update: int, reward: float) -> None:
                 if update < options.max_train_steps:  # or ASHA would end a run that is done before it says so
+                    REPORTING.set()
                     tune.report({METRIC: reward, TIME: update})
+                    REPORTING.clear()
 
             run(options, spec.reserved, tell)
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))

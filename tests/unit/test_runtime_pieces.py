@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,31 @@ def test_reservations_fit_the_cluster() -> None:
         cluster.reserve(options.model_copy(update={"num_learners": 3}), {"CPU": 2.0}, gpu=False)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "sizes"),
+    [
+        ([2, 2], {}),  # where a reward on one node and an actor on the other leave a learner of two threads no place
+        ([2, 2], {"num_rollout_actors": 3}),
+        ([8, 8], {"num_rollout_actors": 15}),
+        ([4, 2, 1, 1], {"num_rollout_actors": 4, "num_learners": 2}),
+        ([64, 64, 64], {"num_rollout_actors": 180}),
+        ([4, 4], {"learner_threads": 8}),
+    ],
+)
+def test_every_process_finds_a_place_whichever_nodes_the_others_are_on(nodes: list[int], sizes: dict[str, int]) -> None:
+    options = RLHFOptions(**({"num_rollout_actors": 1, "learner_threads": 2, "reward_threads": 1} | sizes))
+    found = cluster.reserve(options, {"CPU": float(sum(nodes))}, gpu=False, nodes=nodes)
+    wanted = [found.rollout] * options.num_rollout_actors + [found.learner] * options.num_learners + [found.reward]
+    chance = random.Random(0)
+    for _ in range(300):
+        free, waiting = [float(cpus) for cpus in nodes], chance.sample(wanted, len(wanted))
+        for size in waiting:
+            fitting = [place for place, cpus in enumerate(free) if cpus >= size - 1e-9]
+            assert fitting, (free, size)
+            free[chance.choice(fitting)] -= size
+    assert sum(wanted) > 0.5 * sum(nodes) or found.rollout == 1.0  # and no more is left unused than it takes
+
+
 def test_a_learner_has_more_than_half_a_gpu_to_itself() -> None:
     options = RLHFOptions(num_rollout_actors=2, num_learners=2)
     rollout, learner, reward = cluster.reserve(options, {"CPU": 16.0, "GPU": 2.0}, gpu=True).gpus
@@ -181,7 +207,8 @@ def test_reservations_fit_the_groups_of_a_cluster() -> None:
     cpus = placement.reserve(RLHFOptions(**labels, **sizes), nodes, together, gpu=False)
     assert (cpus.rollout, cpus.reward, cpus.learner) == (1.0, 1.0, 1.0)
     unlabelled = RLHFOptions(**sizes)
-    assert placement.reserve(unlabelled, nodes, together, gpu=True) == cluster.reserve(unlabelled, together, gpu=True)
+    found = placement.reserve(unlabelled, nodes, together, gpu=True)
+    assert found == cluster.reserve(unlabelled, together, gpu=True, nodes=[8.0] * 4)
     with pytest.raises(OptionError, match="--num_learners: 16 learners need as many GPUs, and the cluster has 8"):
         placement.reserve(RLHFOptions(**labels, **sizes | {"num_learners": 16}), nodes, together, gpu=True)
     with pytest.raises(
