@@ -321,7 +321,8 @@ def reserve(
     part = min(1.0, cpus / (wanted + others * largest), max(nodes) / largest)
     if wanted + others * (largest - 1) <= sum(map(int, nodes)) and largest <= max(nodes):
         part = 1.0  # whole CPUs: on a node without a place at least one less is lost
-    real = machine.cpus() if cpus == wanted else int(cpus)  # a Ray of our own counts threads, not cores
+    # A Ray of our own, which is one node, counts threads and not cores.
+    real = machine.cpus() if cpus == wanted and not others else int(cpus)
     note = f"{wanted} threads share {real} CPUs: rollouts, reward and learner take turns" if real < wanted else ""
     unshared = Reservations(1, 1, 1, _gpu_parts(options, gpus) if gpu else (0.0, 0.0, 0.0), note, part)
     return replace(

@@ -25,6 +25,7 @@ from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.labels import label
 from rayjobs.runtime.look_grids import write_look
 from rayjobs.runtime.own_prompts import OwnPrompts, own_grid_name
+from rayjobs.runtime.places import PlaceWatch
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.publishing import publish
 from rayjobs.runtime.report import Report
@@ -93,6 +94,7 @@ class Run:
         self.mirror = mirror.open_mirror(store, options, self.folder, self.progress.say)
         self.coordinator: Any = None
         self.training: launch.Training | None = None
+        self._places: PlaceWatch | None = None
         self.trackers = Trackers([], self.progress.say)
         self._completed = False
         self._interrupts = 0
@@ -202,7 +204,8 @@ class Run:
         rewards = Rewards(plan, self.coordinator)
         rewards.start()
         self.training = launch.Training(plan, self.coordinator)
-        if not connection.owned:  # a Ray of our own ends as a whole
+        if not connection.owned:  # a Ray of our own has room for all, and ends as a whole
+            self._places = PlaceWatch(plan.rank, options.num_learners, self.progress.say)
             for actor in (self.coordinator, *plan.actors.values()):
                 stack.callback(ray.kill, actor)
             stack.callback(rewards.stop)
@@ -236,6 +239,8 @@ class Run:
             raise self._stopped(f"the coordinator actor died: {last_line(error)}") from error
         self._events += len(status["events"])
         self.progress.show(status)
+        if self._places is not None:
+            self._places.look()
         return status
 
     def _await(self, reference: Any) -> Any:

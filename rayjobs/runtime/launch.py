@@ -74,6 +74,12 @@ class Plan:
         options = self.options
         return options.method_options().rewarded or self.source is None or not options.skip_evaluation
 
+    @property
+    def rank(self) -> dict[str, float]:
+        """What a learner rank reserves."""
+        gpu = {"GPU": self.reserved.gpus[1]} if self.device == "cuda" else {}
+        return {"CPU": self.reserved.learner} | gpu
+
     def threads(self, each: int, processes: int) -> dict[str, str]:
         """Environment of processes of one kind; with staleness 0, rollouts and learners compute by turns.
 
@@ -205,9 +211,6 @@ class Training(threading.Thread):
         # decided by us instead, and a snapshot that a kill cut short must not stand in the way.
         (plan.folder.checkpoints / TRAIN_SNAPSHOT).unlink(missing_ok=True)
         checkpoints.prune(plan.folder.checkpoints, None)
-        resources = {"CPU": plan.reserved.learner}
-        if plan.device == "cuda":
-            resources["GPU"] = plan.reserved.gpus[1]
         DataParallelTrainer(
             train_loop,
             train_loop_config={"spec": self._spec()},
@@ -215,7 +218,7 @@ class Training(threading.Thread):
             scaling_config=ray.train.ScalingConfig(
                 num_workers=plan.options.num_learners,
                 use_gpu=plan.device == "cuda",
-                resources_per_worker=resources,
+                resources_per_worker=plan.rank,
                 label_selector=selector(plan.options.learner_nodes),
             ),
             run_config=ray.train.RunConfig(

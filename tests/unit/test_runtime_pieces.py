@@ -17,6 +17,7 @@ from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime import checkpoints, cluster, weights
 from rayjobs.runtime.evaluation import choose, plan
+from rayjobs.runtime.places import PlaceWatch
 from rayjobs.runtime.progress import ProgressLine
 from sharpening.shapes.benchmark import BenchmarkPrompt
 
@@ -172,6 +173,26 @@ def test_every_process_finds_a_place_whichever_nodes_the_others_are_on(nodes: li
             assert fitting, (free, size)
             free[chance.choice(fitting)] -= size
     assert sum(wanted) > 0.5 * sum(nodes) or found.rollout == 1.0  # and no more is left unused than it takes
+
+
+def test_learners_that_wait_for_a_place_are_told_of_once_and_so_is_the_end_of_it() -> None:
+    said: list[str] = []
+    watch = PlaceWatch({"CPU": 2.0, "GPU": 1.0}, 2, said.append)
+    rank = {"CPU": 2.0, "GPU": 1.0}
+
+    def hear(state: str) -> None:
+        other = {"state": "PENDING", "bundles": {0: {"CPU": 1.0}}}  # somebody else's
+        watch.hear([other, {"state": state, "bundles": {0: rank, 1: rank}}])
+
+    hear("CREATED")
+    assert said == []
+    hear("PENDING")
+    hear("PENDING")
+    (line,) = said
+    assert line.startswith("2 learners wait for a place with 2 CPU and 1 GPU on a node")
+    hear("CREATED")
+    hear("REMOVED")
+    assert said[1:] == ["the learners have their place"]
 
 
 def test_a_learner_has_more_than_half_a_gpu_to_itself() -> None:
