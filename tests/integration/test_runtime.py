@@ -195,10 +195,11 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     process = runs.start_process(arguments, home)
     try:
         marker = "checkpoints/checkpoint-000002/trainer_state.json"
-        runs.wait_for(
-            lambda: process.poll() is not None or marker in s3.names(f"runs/{name}"), "a checkpoint", pause=0.3
-        )
+        runs.wait_for(lambda: process.poll() is not None or (folder / marker).exists(), "a checkpoint")
         assert process.poll() is None, process.communicate()[0]
+        (learner,) = runs.processes("ray::RayTrainWorker", process.pid)
+        os.kill(learner.pid, signal.SIGSTOP)  # the run is not to end before its checkpoint is in the bucket
+        runs.wait_for(lambda: marker in s3.names(f"runs/{name}"), "the checkpoint's copy", pause=0.3)
         heard = listening(process.pid)
         torch_in, torch_not_in = runs.holders("libtorch_cpu", process.pid)
     finally:
