@@ -138,7 +138,7 @@ class Sweep:
             say("going on with the trials that are not finished")
         else:
             tuner = tune.Tuner(
-                trainable, param_space=self._param_space(), tune_config=self._tune_config(at_a_time),
+                trainable, param_space=self._param_space(), tune_config=self._tune_config(at_a_time, spec.folder),
                 run_config=tune.RunConfig(
                     name=TRIALS, storage_path=str(self.folder.resolve()), verbose=0,
                     callbacks=[Progress(self._wanted())],
@@ -159,15 +159,16 @@ class Sweep:
             return {POINT: tune.grid_search(self.space.points()), SEED: tune.grid_search(list(self.space.seeds))}
         return {**{name: _domain(values) for name, values in self.space.values.items()}, SEED: self.space.seeds[0]}
 
-    def _tune_config(self, at_a_time: int) -> Any:
+    def _tune_config(self, at_a_time: int, runs: str) -> Any:
         from ray import tune
-        from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
+
+        from rayjobs.sweeping.scheduler import ResumableASHA
 
         scheduler = None
         if self.options.scheduler == "asha":
-            scheduler = ASHAScheduler(
-                time_attr=TIME, max_t=self.job.max_train_steps, grace_period=self.options.grace_updates,
+            scheduler = ResumableASHA(
+                runs, time_attr=TIME, max_t=self.job.max_train_steps, grace_period=self.options.grace_updates,
                 reduction_factor=self.options.reduction_factor,
             )  # fmt: skip
         optuna = self.space.search == "optuna"

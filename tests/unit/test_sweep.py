@@ -5,6 +5,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,23 @@ def test_one_seeds_interval_is_its_prompts_and_a_sweep_without_a_finished_run_fa
     missing = ended({"beta": 3.0, "seed": 0}, ValueError("no room"), tmp_path / "runs")
     with pytest.raises(SweepFailed, match=r"no run came to its end \(no room\)"):
         write_report(tmp_path, [missing], ["beta"], "x")
+
+
+def test_asha_holds_runs_of_a_resumed_sweep_against_those_that_had_ended(tmp_path: Path) -> None:
+    from rayjobs.sweeping.scheduler import ResumableASHA
+
+    def trial(branches: int, status: str) -> Any:
+        return SimpleNamespace(trial_id=str(branches), status=status, config={"branches": branches, "seed": 0})
+
+    def decision(restored: bool) -> str:
+        asha = ResumableASHA(str(tmp_path), time_attr="update", max_t=9, grace_period=2, reduction_factor=3)
+        asha.set_search_properties("reward", "max")
+        if restored:
+            asha.on_trial_add(None, trial(2, "TERMINATED"))
+        asha.on_trial_add(None, trial(3, "RUNNING"))
+        return asha.on_trial_result(None, trial(3, "RUNNING"), {"update": 2, "reward": 61.5})
+
+    leave(tmp_path, {"branches": 2}, 0, 1.0)  # it had 62 after two updates
+    leave(tmp_path, {"branches": 3}, 0, 1.0)  # and this one says itself, once more, what it has
+    assert decision(restored=True) == "STOP"
+    assert decision(restored=False) == "CONTINUE"
