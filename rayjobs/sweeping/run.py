@@ -1,5 +1,6 @@
 """A sweep from start to end: one cluster, one application of each reward, Ray Tune over the runs, and the tables."""
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -103,6 +104,7 @@ class Sweep:
         """Start the rewards that all runs ask."""
         from reward_servers.applications import start_reward_apps, stop_reward_app
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # as in a run
         names = app_names(served, self._rewards, self.job.mix)
         labels = placement.selector(self.job.rollout_nodes)
         start_reward_apps(

@@ -77,7 +77,8 @@ def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: No
 def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(models: Models, tmp_path: Path) -> None:
     """Of three runs one comes to its end; one falls behind it, and one's loss is no number.
 
-    Its own Ray has room for one run, which the last of them needs.
+    The sweep is killed in between, and the second is held against what the first had reached before. Its own Ray has
+    room for one run, which the last of them needs.
     """
     folder = tmp_path / "drawn"
     job = runs.flags(
@@ -89,6 +90,14 @@ def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(model
     drawn = ["--search", "optuna", "--num_samples", "3", "--seeds", "1", "--max_concurrent_trials", "1"]
     drawn += ["--scheduler", "asha", "--grace_updates", "2", "--reduction_factor", "2", "--max_trial_failures", "0"]
     process = start(tmp_path, *space, *drawn, "--output_dir", str(folder), "--", *job, joins=False)
+    second = folder / "runs" / run_name({"branches": 3, "temperature": 0.0, "learning_rate": RATES[0]}, 1)
+    try:
+        runs.wait_for(lambda: process.poll() is not None or (second / "config.json").exists(), "the second run")
+        assert process.poll() is None, process.communicate()[0]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = start(tmp_path, "--resume", "--output_dir", str(folder), joins=False)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     rows = {row["learning_rate"]: row for row in pq.read_table(folder / "results.parquet").to_pylist()}
