@@ -319,8 +319,9 @@ def reserve(
     nodes = nodes or [cpus]
     others = len(nodes) - 1
     part = min(1.0, cpus / (wanted + others * largest), max(nodes) / largest)
-    if wanted + others * (largest - 1) <= sum(map(int, nodes)) and largest <= max(nodes):
-        part = 1.0  # whole CPUs: on a node without a place at least one less is lost
+    # Of whole CPUs, one less than it takes is the most that a node without a place for it has free.
+    if wanted + others * (largest - 1) <= min(cpus, sum(map(int, nodes))) and largest <= max(nodes):
+        part = 1.0
     # A Ray of our own, which is one node, counts threads and not cores.
     real = machine.cpus() if cpus == wanted and not others else int(cpus)
     note = f"{wanted} threads share {real} CPUs: rollouts, reward and learner take turns" if real < wanted else ""

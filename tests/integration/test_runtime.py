@@ -182,6 +182,15 @@ def check_own_prompts(models: Models, folder: Path, said: str) -> None:
     assert "<h3>Your own prompts</h3>" in (folder / "report.html").read_text()
 
 
+def check_torch(holders: list[str], others: list[str]) -> None:
+    """Only what computes imports torch; of the driver its writer of TensorBoard's files."""
+    for title in ("RolloutActor", "RayTrainWorker", "ServeReplica"):
+        assert any(title in line for line in holders)
+    for title in ("ray::TrainController", "ray::Coordinator"):
+        assert any(title in line for line in others)
+        assert not any(title in line for line in holders)
+
+
 def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, s3: S3, tmp_path: Path) -> None:
     """On a machine that has nothing of it: what the bucket has is enough."""
     home = tmp_path / "home"
@@ -207,12 +216,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
             learner.kill()  # while it is stopped it does not notice that its Ray has gone
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    # Only what computes imports torch; of the driver its writer of TensorBoard's files.
-    for title in ("RolloutActor", "RayTrainWorker", "ServeReplica"):
-        assert any(title in line for line in torch_in)
-    for title in ("ray::TrainController", "ray::Coordinator"):
-        assert any(title in line for line in torch_not_in)
-        assert not any(title in line for line in torch_in)
+    check_torch(torch_in, torch_not_in)
     assert not silent(heard, "rlhf.py", "gcs_server", "raylet", "RolloutActor", "RayTrainWorker", "ServeReplica")
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
     assert 2 <= len(runs.curve(folder)) < runs.UPDATES

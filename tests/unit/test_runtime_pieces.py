@@ -146,6 +146,8 @@ def test_reservations_fit_the_cluster() -> None:
     tight = cluster.reserve(options, {"CPU": 2.0}, gpu=False)
     assert 2 * tight.rollout + tight.learner + tight.reward <= 2.0
     assert "5 threads share 2 CPUs" in tight.note
+    shared = cluster.reserve(options, {"CPU": 2.0}, gpu=False, nodes=[8.0])  # a run of a sweep, and its part of a node
+    assert 2 * shared.rollout + shared.learner + shared.reward <= 2.0
     with pytest.raises(OptionError, match="num_learners"):
         cluster.reserve(options.model_copy(update={"num_learners": 3}), {"CPU": 2.0}, gpu=False)
 
