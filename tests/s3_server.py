@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,18 @@ class S3:
         return KEYS | {"AWS_ENDPOINT_URL_S3": self.url, "AWS_EC2_METADATA_DISABLED": "true"}
 
     def files(self, run: str = "") -> dict[str, bytes]:
-        """Contents of the objects of a run, by their names in it; folders that pyarrow marks are no objects."""
+        """Contents of the objects of a run, by their names in it, also while they change.
+
+        Folders that pyarrow marks are no objects.
+        """
         start = f"{run}/" if run else ""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=start)
         names = [entry["Key"] for page in pages for entry in page.get("Contents", []) if entry["Key"][-1] != "/"]
-        return {name.removeprefix(start): self._read(name) for name in names}
+        found = {}
+        for name in names:
+            with suppress(self.client.exceptions.NoSuchKey):
+                found[name.removeprefix(start)] = self._read(name)
+        return found
 
     def names(self, run: str) -> set[str]:
         """The same names, without contents."""
