@@ -12,9 +12,11 @@ from rayjobs.comparison.options import SWEPT, CompareOptions
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.trainings import Training, Trainings
 from sharpening.evaluation.comparison.columns import COLUMNS, OVERALL
+from sharpening.evaluation.comparison.divergence import divergences
 from sharpening.evaluation.comparison.diversity import Diversity, diversity
 from sharpening.evaluation.comparison.report import write_report
 from sharpening.evaluation.comparison.results import ComparisonResults, Sweep, TrainingCurve, Trial
+from sharpening.evaluation.comparison.scores import Scores
 from sharpening.evaluation.metrics import read_metrics
 from sharpening.evaluation.run_folder import versions
 from sharpening.shapes.scene import IMAGE_SIZE
@@ -58,6 +60,20 @@ def report(
         + ", ".join(f"{name} {told['packages'][name]}" for name in ("torch", "ray", "deepspeed", "diffusers")),
     )  # fmt: skip
     return write_report(folder, results)
+
+
+def alarms(options: CompareOptions, store: Store) -> list[str]:
+    """Which systems raised the reward while the verifiers fell.
+
+    Args:
+        options: The comparison's options, resolved.
+        store: What was measured.
+
+    Returns:
+        A sentence for each system and guidance scale at which it is sure.
+    """
+    found = divergences(Scores(store.judgements()), options.steps)
+    return [one.sentence for one in found if one.status == "diverging"]
 
 
 def _sweeps(options: CompareOptions, store: Store, trainings: Trainings) -> list[Sweep]:

@@ -13,7 +13,7 @@ from rayjobs.command_line import read_config
 from rayjobs.comparison.base_model import base_model
 from rayjobs.comparison.grading import check_grader
 from rayjobs.comparison.options import SWEPT, CompareOptions
-from rayjobs.comparison.reporting import report, sweep_system
+from rayjobs.comparison.reporting import alarms, report, sweep_system
 from rayjobs.comparison.results import Store, claim, read_json
 from rayjobs.comparison.trainings import Training, Trainings
 from rayjobs.comparison.tuning import chosen, read_trials
@@ -117,6 +117,8 @@ class Comparison:
         path = report(
             self.folder, self.options, self._store, self._trainings, self._done(), self._trials, notes, self._command
         )
+        for alarm in alarms(self.options, self._store):
+            self.say(alarm)
         self.say(f"report {path}")
         return path
 

@@ -181,16 +181,34 @@ def test_a_model_that_cannot_be_used_costs_nothing(arguments: tuple[str, ...], m
     assert not (tmp_path / "c").exists()
 
 
+def judged(comparison: Comparison, **means: dict[str, float]) -> None:
+    """Keep images of systems whose scores are about so much: each image is as much above or below with every system."""
+    for system, scores in means.items():
+        for seed in range(3):
+            rows = [
+                ImageJudgement(
+                    system, seed, 1.0, 12, 12, i, "colour",
+                    **{name: mean * (1 + 0.02 * i + 0.001 * seed) for name, mean in scores.items()},
+                )
+                for i in range(4)
+            ]  # fmt: skip
+            comparison._store.write(f"{system}-s{seed}", rows)
+
+
+def test_a_reward_that_rises_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = Comparison(parsed(tmp_path / "c", "--methods", "rlhf,ddpo", "--sweeps", "none"), "")
+    means = {"base": (50.0, 0.5), "rlhf": (55.0, 0.6), "ddpo": (55.0, 0.4)}
+    judged(comparison, **{name: {"clip": clip, "facts": facts} for name, (clip, facts) in means.items()})
+    comparison._report()
+    alarms = [line for line in capsys.readouterr().err.splitlines() if "Alarm" in line]
+    assert len(alarms) == 1
+    assert "Alarm: DDPO at guidance 1: the reward rose by 5.1" in alarms[0]
+
+
 def test_a_comparison_at_another_size_is_judged_by_the_reward(tmp_path: Path) -> None:
     comparison = Comparison(parsed(tmp_path / "c", "--resolution", "72", "--methods", "rlhf", "--sweeps", "none"), "")
     assert comparison._base == Model("embedded", 72)
-    for system, gain in (("base", 0.0), ("rlhf", 5.0)):
-        for seed in range(3):
-            rows = [
-                ImageJudgement(system, seed, 1.0, 12, 12, i, "colour", clip=50.0 + gain + i + 0.1 * seed)
-                for i in range(4)
-            ]
-            comparison._store.write(f"{system}-s{seed}", rows)
+    judged(comparison, base={"clip": 50.0}, rlhf={"clip": 55.0})
     page = comparison._report().read_text()
     assert "RLHF sharpening's CLIP reward, cosine × 100 is above" in page
     assert "- column facts: the verifiers judge images of 64×64 pixels alone" in page

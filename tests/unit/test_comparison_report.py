@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpening.evaluation.comparison.alarm import Checkpoint, watch
 from sharpening.evaluation.comparison.diversity import diversity
 from sharpening.evaluation.comparison.estimate import Estimate
 from sharpening.evaluation.comparison.markdown import level, markdown_table, whole
@@ -61,7 +60,6 @@ def full():
         sweeps=[Sweep("branches", "n", {n: f"rlhf n={n}" for n in (1, 2, 3)})],
         curves=[TrainingCurve(name, seed, curve) for name in ("sft", "rlhf") for seed in range(2)],
         diversity={"rlhf": diversity(0.5 * features, features)},
-        alarms={"rlhf": watch([Checkpoint(i, i, 0.5 - 0.01 * i) for i in range(8)])},
         trials=[Trial("rlhf", {}, 28, 0.71, 0.31, 60.2, 60.0, True), Trial("ddpo", {"lr": 1e-4}, 30, 0.7, 0.3, 59, 60),
                 Trial("ddpo", {"lr": 3e-4}, 30, 0.69, 0.2, 58, 60)],
         notes=["DDPO is ahead because the test says so."],
@@ -173,7 +171,6 @@ def test_the_rest_of_the_page(page, full):
     assert "Commit: 0123abc." in page
     assert "Machine: 2 cores." in page
     assert "Trials: RLHF sharpening 1; DDPO 2. **The methods did not have equally many.**" in page
-    assert "RLHF sharpening: Alarm: from update 0 to 7" in page
     assert [row[0] for row in tables(page)["n"][0][1:]] == ["n = 1", "n = 2", "n = 3"]
     assert len(tables(page)["paper, SDXL"][0]) == 12
     best = {row[0]: row for row in tables(page)["model"][0]}
@@ -184,7 +181,8 @@ def test_the_rest_of_the_page(page, full):
 def test_every_figure_is_a_picture_that_the_page_shows(page, folder):
     names = sorted(path.name for path in (folder / "figures").iterdir())
     assert names == sorted([
-        "differences.png", "figure4_loss.png", "figure5_cost.png", "figure6_reward.png", "guidance.png", "branches.png",
+        "differences.png", "divergence.png", "figure4_loss.png", "figure5_cost.png", "figure6_reward.png",
+        "guidance.png", "branches.png",
     ])  # fmt: skip
     for name in names:
         assert f"](figures/{name})" in page

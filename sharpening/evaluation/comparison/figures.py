@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from sharpening.evaluation.comparison.columns import COLUMNS
 from sharpening.evaluation.comparison.curves import over_seeds
+from sharpening.evaluation.comparison.divergence import divergences
 from sharpening.evaluation.comparison.estimate import Estimate
 from sharpening.evaluation.comparison.guidance import guidance_table
 from sharpening.evaluation.comparison.plots import (
     CostPoint,
     cost_figure,
+    divergence_figure,
     forest_figure,
     guidance_figure,
     loss_figure,
@@ -53,6 +55,9 @@ def draw_figures(results: ComparisonResults, scores: Scores) -> dict[str, bytes]
     rewards = [curve for curve in results.curves if curve.system in SYSTEMS and _logs(curve, "reward")]
     if rewards:
         drawn["figure6_reward.png"] = reward_figure(rewards, "training reward")
+    both = [one for one in divergences(scores, results.steps) if one.guidance_scale == results.guidance_scale]
+    if both:
+        drawn["divergence.png"] = divergence_figure(both)
     rows = guidance_table(scores, overall, results.steps)
     if rows:
         drawn["guidance.png"] = guidance_figure(rows, label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sharpening.evaluation.comparison.columns import COLUMNS
 from sharpening.evaluation.comparison.curves import over_seeds
+from sharpening.evaluation.comparison.divergence import divergences
 from sharpening.evaluation.comparison.estimate import MIN_SEEDS
 from sharpening.evaluation.comparison.guidance import equal_cost_table, guidance_table
 from sharpening.evaluation.comparison.results import ComparisonResults
@@ -49,7 +50,9 @@ def missing_parts(results: ComparisonResults, scores: Scores) -> dict[str, str]:
     for metric, title in (("loss", "loss curves"), ("reward", "reward curves")):
         if not any(len(over_seeds([curve], metric)[0]) > 1 for curve in results.curves):
             found[title] = "no training run was recorded"
-    for part in ("diversity", "alarms", "trials", "command", "commit", "machine"):
+    if not divergences(scores, results.steps):
+        found["alarms"] = "reward and verifiers of a system and of the base model are not all known"
+    for part in ("diversity", "trials", "command", "commit", "machine"):
         if not getattr(results, part):
             found[part] = "not recorded"
     return found | dict(results.missing)

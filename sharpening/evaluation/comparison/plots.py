@@ -1,4 +1,4 @@
-"""The comparison's figures: Figures 4 to 6 of the paper, guidance, swept options and a forest of differences."""
+"""The comparison's figures: Figures 4 to 6 of the paper, guidance, swept options, differences, reward and verifiers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sharpening.evaluation.comparison.columns import COLUMNS
 from sharpening.evaluation.comparison.curves import over_seeds, settled_at, smooth
+from sharpening.evaluation.comparison.divergence import REWARD, VERIFIERS, Divergence
 from sharpening.evaluation.comparison.estimate import Estimate
 from sharpening.evaluation.comparison.guidance import GuidanceRow
 from sharpening.evaluation.comparison.plot_style import MARKERS, colour_of, finish_axes, new_figure, png
@@ -232,6 +234,36 @@ def forest_figure(differences: Mapping[str, Estimate], label: str) -> bytes:
     axes.set_ylim(len(differences) - 0.4, -0.6)
     axes.set_xlabel(f"{label}, difference to the base model")
     finish_axes(axes, "Difference to the base model, same prompts and noise, 95 %")
+    return png(figure)
+
+
+def divergence_figure(found: Sequence[Divergence]) -> bytes:
+    """What each system did to the reward, and to the verifiers that it never saw.
+
+    Args:
+        found: systems at one guidance scale.
+
+    Returns:
+        A PNG: a point a system with 95 % intervals, against the base model. Where only the reward rises, the ground is
+        red.
+    """
+    figure = new_figure(8.5, 5.2)
+    axes = figure.subplots()
+    for one in found:
+        ours = one.system in SYSTEMS and SYSTEMS[one.system].ours
+        axes.errorbar(
+            one.reward.mean, one.verifiers.mean, xerr=one.reward.half, yerr=one.verifiers.half, capsize=2,
+            fmt=MARKERS.get(one.system, "*" if ours else "d"), markersize=12 if ours else 6,
+            color=colour_of(one.system), elinewidth=0.9, label=title_of(one.system),
+        )  # fmt: skip
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    x, y = axes.get_xlim(), axes.get_ylim()
+    axes.set(xlim=(min(x[0], 0), max(x[1], 0)), ylim=(min(y[0], 0), max(y[1], 0)))
+    axes.fill_between([0, axes.get_xlim()[1]], axes.get_ylim()[0], 0, color=RED, alpha=0.1, linewidth=0)
+    axes.set(xlabel=COLUMNS[REWARD].meaning, ylabel=COLUMNS[VERIFIERS].meaning)
+    finish_axes(axes, "Reward and verifiers, difference to the base model")
+    _legend(axes, outside=True)
     return png(figure)
 
 

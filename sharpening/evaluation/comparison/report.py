@@ -69,7 +69,7 @@ def page(results: ComparisonResults, scores: Scores, missing: dict[str, str], fi
         *(sections.swept(sweep, results) for sweep in results.sweeps),
         sections.beside_the_paper(results, scores),
         sections.diversity(results),
-        sections.alarms(results),
+        sections.over_optimisation(results, scores),
         sections.tuning(results),
         sections.cost(results),
         sections.lacking(missing),

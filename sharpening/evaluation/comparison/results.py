@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharpening.evaluation.comparison.alarm import Finding
 from sharpening.evaluation.comparison.columns import OVERALL
 from sharpening.evaluation.comparison.diversity import Diversity
 from sharpening.evaluation.comparison.records import ImageJudgement, SystemCost
@@ -84,7 +83,6 @@ class ComparisonResults:
         sweeps: options varied.
         curves: training runs.
         diversity: diversity of each system's images.
-        alarms: for each training run that was watched, whether reward and verifiers diverged.
         trials: settings tried while tuning.
         notes: sentences on what was found out beyond the numbers, such as why a claim fails.
         missing: reason by part that was not run: a column, a sweep's name, a system, `diversity`, `trials`, …
@@ -102,7 +100,6 @@ class ComparisonResults:
     sweeps: Sequence[Sweep] = ()
     curves: Sequence[TrainingCurve] = ()
     diversity: Mapping[str, Diversity] = field(default_factory=dict)
-    alarms: Mapping[str, Finding] = field(default_factory=dict)
     trials: Sequence[Trial] = ()
     notes: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)

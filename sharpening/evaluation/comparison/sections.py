@@ -8,6 +8,8 @@ from statistics import fmean
 
 from sharpening.evaluation.comparison import paper
 from sharpening.evaluation.comparison.columns import COLUMNS
+from sharpening.evaluation.comparison.divergence import REWARD, VERIFIERS, divergences
+from sharpening.evaluation.comparison.estimate import MIN_SEEDS
 from sharpening.evaluation.comparison.guidance import equal_cost_table, guidance_table
 from sharpening.evaluation.comparison.markdown import NONE, gain, level, markdown_table, whole
 from sharpening.evaluation.comparison.missing import describe
@@ -230,13 +232,28 @@ def diversity(results: ComparisonResults) -> str:
     return "\n\n".join(["## Diversity", text, markdown_table(header, rows)])
 
 
-def alarms(results: ComparisonResults) -> str:
-    """What the alarm of over-optimisation found in each run."""
-    if not results.alarms:
+def over_optimisation(results: ComparisonResults, scores: Scores) -> str:
+    """Reward beside verifiers, and an alarm where only the reward rises."""
+    found = divergences(scores, results.steps)
+    if not found:
         return ""
-    return "\n".join(
-        ["## Over-optimisation", "", *(f"- {title_of(n)}: {f.sentence}" for n, f in results.alarms.items())]
+    own = [one for one in found if one.guidance_scale == results.guidance_scale]
+    header = ["system", "reward, against base", "facts, against base", "alarm"]
+    words = {"diverging": "**yes**", "quiet": "no", "undecided": f"fewer than {MIN_SEEDS} seeds"}
+    rows = [
+        [title_of(one.system), gain(one.reward, COLUMNS[REWARD].decimals),
+         gain(one.verifiers, COLUMNS[VERIFIERS].decimals), words[one.status]]
+        for one in own
+    ]  # fmt: skip
+    alarms = [f"- {one.sentence}" for one in found if one.status == "diverging"]
+    scales = dict.fromkeys(one.guidance_scale for one in found if one.status != "undecided")
+    looked = f"at guidance {', '.join(f'{scale:g}' for scale in sorted(scales))}" if scales else "with enough seeds"
+    text = (
+        "The alarm: on held-out prompts the reward's interval is above zero and that of the facts, which no system is "
+        f"trained on, below. At guidance {results.guidance_scale:g}:"
     )
+    parts = ["## Over-optimisation", text, *([markdown_table(header, rows)] if rows else [])]
+    return "\n\n".join([*parts, "\n".join(alarms) or f"No system {looked} raises the alarm."])
 
 
 def pictures(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sharpening.evaluation.comparison.divergence import Divergence, divergences
 from sharpening.evaluation.comparison.ranks import agreements
 from sharpening.evaluation.comparison.records import SystemCost
 from sharpening.evaluation.comparison.results import ComparisonResults
@@ -29,7 +30,7 @@ def summarise(results: ComparisonResults, scores: Scores, missing: Mapping[str, 
     Returns:
         `methods.NAME.METRIC.{mean,low,high,seeds,prompts,nfe,seconds,difference,verdict}`, where `nfe` is denoiser
         evaluations an image and `seconds` wall seconds of training; `costs.NAME`, `claims`, `verdicts`, `ranks`,
-        `diversity`, `alarms`, `missing`, and what it was run with.
+        `diversity`, `alarms.NAME.SCALE.{status,reward,verifiers}`, `missing`, and what it was run with.
     """
     settings = main_settings(results, scores)
     found = verdicts(settings, scores, results.overall)
@@ -47,7 +48,7 @@ def summarise(results: ComparisonResults, scores: Scores, missing: Mapping[str, 
             name: {"frechet": asdict(one.frechet), "spread": one.spread.as_dict()}
             for name, one in results.diversity.items()
         },
-        "alarms": {name: asdict(one) for name, one in results.alarms.items()},
+        "alarms": _alarms(divergences(scores, results.steps)),
         "trials": [asdict(one) for one in results.trials],
         "missing": dict(missing),
         "guidance_scale": results.guidance_scale,
@@ -87,6 +88,14 @@ def _budgets(costs: Sequence[SystemCost]) -> dict[str, list[int]]:
         if cost.kind == "search":
             found.setdefault(cost.system, set()).add(cost.nfe_per_image)
     return {name: sorted(budgets) for name, budgets in found.items()}
+
+
+def _alarms(found: Sequence[Divergence]) -> dict[str, dict[str, Any]]:
+    """Reward and verifiers against the base model, by system and guidance scale."""
+    by_system: dict[str, dict[str, Any]] = {}
+    for one in found:
+        by_system.setdefault(one.system, {})[f"{one.guidance_scale:g}"] = one.as_dict()
+    return by_system
 
 
 def _claim(one: Claim) -> dict[str, Any]:
