@@ -143,8 +143,9 @@ def shared_ray() -> Iterator[None]:
         try:
             yield
         finally:
-            serve.shutdown()
-            ray.shutdown()
+            if ray.is_initialized():  # the unit tests end it before
+                serve.shutdown()
+                ray.shutdown()
 
 
 def processes(title: str, parent: int | None = None) -> list[psutil.Process]:

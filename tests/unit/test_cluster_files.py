@@ -357,7 +357,7 @@ def start_slurm_job(tmp_path: Path, nodes: str, learner_nodes: int, stops: bool 
         "EXPECTED": str(nodes.count(",") + 1), "STOPS": "yes" if stops else "",
     }  # fmt: skip
     command = ["bash", str(CLUSTER / "slurm" / "sharpening.sbatch"), "--branches", "5"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert list(project.glob(".sharpening-*")) == [], "the token was left behind"
     started = (log / "ray").read_text().splitlines() if (log / "ray").exists() else []
     submitted = (log / "submitted").read_text() if (log / "submitted").exists() else done.stderr

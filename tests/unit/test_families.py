@@ -229,7 +229,7 @@ def drawn_elsewhere(folders, tmp_path_factory):
         ours[name] = policy.decode(sample(policy, policy.encode(["a red circle"]), draw(1), 4, scale))
     environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOADER, json.dumps(calls)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: (ours[name], np.load(root / f"{name}.images.npy")) for name in NAMES}
 

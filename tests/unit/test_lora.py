@@ -176,7 +176,7 @@ def test_saved_adapters_and_merged_models_draw_the_same_without_us(folders, tmp_
     environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOADER, json.dumps(calls)]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     for name, (mine, base) in ours.items():

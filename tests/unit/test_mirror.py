@@ -395,13 +395,13 @@ def test_an_interrupted_end_says_what_is_left(there: There, folder: RunFolder, m
     def hold(name: str) -> None:
         if name.endswith("rank-0.pt"):
             going.set()
-            release.wait(30)
+            release.wait(300)
 
     said: list[str] = []
     mirror = Mirror(folder, Watched(there.address, hold), 2, said.append)
     mirror.start()
     before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=lambda: (going.wait(30), os.kill(os.getpid(), signal.SIGTERM))).start()
+    threading.Thread(target=lambda: (going.wait(300), os.kill(os.getpid(), signal.SIGTERM))).start()
     with pytest.raises(KeyboardInterrupt):
         mirror.close()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -415,7 +415,7 @@ def test_an_interrupted_end_says_what_is_left(there: There, folder: RunFolder, m
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    for _ in range(1500):
+    for _ in range(15000):
         if condition():
             return
         threading.Event().wait(0.02)
