@@ -35,6 +35,14 @@ class OptionError(JobError):
         return OptionError, (self.option, self.problem, self.remedy)
 
 
+class ArgumentError(OptionError):
+    """The same of an argument that is given by its place, and is named as `--help` names it: RUN, not --run."""
+
+    def __init__(self, option: str, problem: str, remedy: str) -> None:
+        super().__init__(option, problem, remedy)
+        self.args = (f"{option.upper()}: {problem}; {remedy}",)
+
+
 def refuse_together(errors: Sequence[OptionError]) -> None:
     """Refuse several options in one message, so that nobody meets them one start after another.
 

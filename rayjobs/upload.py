@@ -27,10 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("address", metavar="ADDRESS", help="such as s3://bucket/run; keys come from the environment")
     asked = parser.parse_args(argv)
+    from rayjobs.errors import ArgumentError, OptionError
     from rayjobs.mirror.by_hand import copy_run
     from rayjobs.outcome import outcome
 
-    return outcome("upload", lambda: print(copy_run(asked.run.expanduser(), asked.address)))
+    def work() -> None:
+        try:
+            print(copy_run(asked.run.expanduser(), asked.address))
+        except OptionError as error:
+            raise ArgumentError(error.option, error.problem, error.remedy) from error
+
+    return outcome("upload", work)
 
 
 if __name__ == "__main__":

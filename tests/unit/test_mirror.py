@@ -362,7 +362,7 @@ def test_uploads_that_fail_are_told_once_and_done_by_hand(
     assert last.endswith(f"the run's folder has them all, and they are copied later with: {how}")
     assert not any("\n" in line or secret in line for line in said for secret in s3.environment.values())
     assert upload_by_hand(how.split()[2:]) == 2  # there is still no bucket
-    assert "upload: error: --address: cannot write to s3://bucket/run (NO_SUCH_BUCKET" in capsys.readouterr().err
+    assert "upload: error: ADDRESS: cannot write to s3://bucket/run (NO_SUCH_BUCKET" in capsys.readouterr().err
     s3.make_bucket()
     assert upload_by_hand(how.split()[2:]) == 0
     assert s3.files("run") == run_files(folder)  # also what was there before the bucket went away
