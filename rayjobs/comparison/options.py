@@ -88,7 +88,8 @@ class CompareOptions(BudgetOptions):
         "n, m, λ",
     )  # fmt: skip
     trials: str | None = option(
-        None, "systems", "JSON file", "what rayjobs/trials.py wrote: every method gets the options that won there",
+        None, "systems", "JSON file",
+        "what rayjobs/trials.py wrote: every method gets the options that won there; 'none': each its own",
         shown="the trials that are shipped",
     )  # fmt: skip
     method_config: str | None = option(

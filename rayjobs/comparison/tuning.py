@@ -28,6 +28,7 @@ from sharpening.evaluation.comparison.results import Trial
 
 BATCH = 24  # images a task
 CONFIG, TRIALS = "tuning.json", "trials.json"
+UNTUNED = "none"
 SHIPPED = Path(__file__).with_name(TRIALS)
 CANDIDATES = Path(__file__).with_name("candidates.json")
 SAME_COST = {"learning_rate", "beta", "reward_scale", "snr_gamma", "loss_scale", "clip_range", "inner_steps",
@@ -187,7 +188,7 @@ def read_trials(path: str | None, methods: Sequence[str]) -> list[Trial]:
     """Trials that a tuning made.
 
     Args:
-        path: Its file; `None` for the shipped one.
+        path: Its file; `None` for the shipped one, `none` for no tuning.
         methods: Methods that are compared.
 
     Returns:
@@ -197,6 +198,8 @@ def read_trials(path: str | None, methods: Sequence[str]) -> list[Trial]:
         OptionError: If the file cannot be read, or holds no trials.
     """
     name = "trials"
+    if path == UNTUNED:
+        return []
     found = read_config(path or str(SHIPPED), name)
     try:
         trials = [Trial(**values) for values in found["trials"]]

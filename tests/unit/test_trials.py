@@ -16,11 +16,12 @@ from rayjobs.comparison.results import Store
 from rayjobs.comparison.run import Comparison
 from rayjobs.comparison.tasks import DrawTask, Model
 from rayjobs.comparison.trainings import SUMMARY, Trainings
-from rayjobs.comparison.tuning import Tuning, read_candidates
+from rayjobs.comparison.tuning import CANDIDATES, Tuning, chosen, read_candidates, read_trials
 from rayjobs.errors import OptionError
 from rayjobs.trials import main
 from sharpening.evaluation.comparison.records import ImageJudgement
 from sharpening.evaluation.comparison.sections import trials_table
+from sharpening.methods import METHODS
 from sharpening.shapes import assets
 
 
@@ -118,6 +119,25 @@ def test_a_folder_is_one_tunings(tmp_path: Path) -> None:
     Tuning(parsed(tmp_path / "t", "--methods", "dpo", "sft"), "")
     with pytest.raises(OptionError, match=r"--train_seconds: is 9.0, but the tuning in .* has 150.0"):
         Tuning(parsed(tmp_path / "t", "--train_seconds", "9"), "")
+
+
+def test_what_is_shipped_is_as_many_trials_for_every_method_of_the_claim(tmp_path: Path) -> None:
+    methods = (*(name for name in METHODS if name != "guidance_distillation"), "rlhf_image")
+    trials, tried = read_trials(None, methods), json.loads(CANDIDATES.read_text())
+    assert {name: [dict(t.options) for t in trials if t.system == name] for name in methods} == {
+        name: tried[name] for name in methods
+    }
+    for name in methods:
+        own = [t for t in trials if t.system == name]
+        assert [t.chosen for t in own] == [t is max(own, key=lambda t: t.facts or 0) for t in own]
+        assert len({t.updates for t in own if "timesteps_per_rollout" not in t.options}) == 1
+    folders = {"shipped": (), "untuned": ("--trials", "none")}
+    told = {}
+    for name, arguments in folders.items():
+        options = read(CompareOptions, [*arguments, "--output_dir", str(tmp_path / name)], "compare.py")
+        assert isinstance(options, CompareOptions)
+        told[name] = json.loads((Comparison(options, "").folder / "comparison.json").read_text())["overrides"]
+    assert told == {"shipped": chosen(trials), "untuned": {}}
 
 
 def test_a_file_without_trials_is_refused(tmp_path: Path) -> None:
