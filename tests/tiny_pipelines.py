@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from conftest import build_tokenizer
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -31,6 +30,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from tests.conftest import build_tokenizer
 
 SIDE, CHANNELS, T5_WIDTH, CLIP_WIDTH = 8, 4, 32, 16
 """Latents are CHANNELS × SIDE × SIDE, images 2 SIDE pixels wide."""

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import build_pipeline
 from diffusers import StableDiffusionXLPipeline
 
 from sharpening.checks import ModelFolderError
@@ -14,6 +13,7 @@ from sharpening.policies import family_of, load_policy
 from sharpening.policies.base import Condition
 from sharpening.policies.sdxl import SDXLPolicy
 from sharpening.sampling import sample
+from tests.conftest import build_pipeline
 
 PROMPTS = ["a red circle", "two blue squares, left of 1 cross", ""]
 
