@@ -304,7 +304,6 @@ def test_a_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.Monkey
     for name in ("PYTHONPATH", *cluster.SETTINGS, *cluster.OWN):  # which it sets for good
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # integration tests of this process may have left one
     monkeypatch.setattr(ray, "init", init)
     errors[:] = [Exception(slow)] * 2
     assert cluster.join(RLHFOptions(), "name", 1).owned

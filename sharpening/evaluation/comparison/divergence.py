@@ -49,7 +49,7 @@ class Divergence:
         return (
             f"Alarm: {title_of(self.system)} at guidance {self.guidance_scale:g}: the reward rose by {reward.mean:.2f} "
             f"[{reward.low:.2f}, {reward.high:.2f}] and the share of facts that hold fell by {-verifiers.mean:.3f} "
-            f"[{-verifiers.high:.3f}, {-verifiers.low:.3f}]; it learnt the reward's blind spots."
+            f"[{-verifiers.high:.3f}, {-verifiers.low:.3f}]; it goes by the reward's blind spots."
         )
 
     def as_dict(self) -> dict[str, Any]:
