@@ -26,6 +26,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hidden GPUs
 }
 OWN = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would tell its makers about the run, over the network
     # A Ray of our own has no dashboard and a few processes, and what watches them takes a tenth of a core.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # milliseconds between two looks at every process of the machine

@@ -181,14 +181,15 @@ class Training(threading.Thread):
     Args:
         plan: The run.
         coordinator: Handle of the coordinator.
+        outlived: Whether Ray goes on after the run.
 
     Attributes:
         error: What training failed with, if it did.
     """
 
-    def __init__(self, plan: Plan, coordinator: Any) -> None:
+    def __init__(self, plan: Plan, coordinator: Any, outlived: bool) -> None:
         super().__init__(name="training", daemon=True)
-        self._plan, self._coordinator = plan, coordinator
+        self._plan, self._coordinator, self._outlived = plan, coordinator, outlived
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -201,18 +202,19 @@ class Training(threading.Thread):
 
     def _fit(self) -> None:
         import ray.train
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         from rayjobs.runtime.learner import train_loop
         from rayjobs.runtime.rendezvous import RendezvousConfig
+        from rayjobs.runtime.trainer import Trainer
 
         plan = self._plan
         # Ray Train goes on from its own snapshot when a name is not new. Which checkpoint a resumed run starts from is
         # decided by us instead, and a snapshot that a kill cut short must not stand in the way.
         (plan.folder.checkpoints / TRAIN_SNAPSHOT).unlink(missing_ok=True)
         checkpoints.prune(plan.folder.checkpoints, None)
-        DataParallelTrainer(
+        Trainer(
             train_loop,
+            outlived=self._outlived,
             train_loop_config={"spec": self._spec()},
             backend_config=RendezvousConfig("nccl" if plan.device == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(

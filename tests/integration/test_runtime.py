@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -189,6 +190,8 @@ def check_torch(holders: list[str], others: list[str]) -> None:
     for title in ("ray::TrainController", "ray::Coordinator"):
         assert any(title in line for line in others)
         assert not any(title in line for line in holders)
+    for helper in ("DatasetManager", "PlacementGroupCleaner"):  # of Ray Train; idle in a Ray that ends with its run
+        assert not any(helper in line for line in [*holders, *others])
 
 
 def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Models, s3: S3, tmp_path: Path) -> None:
@@ -211,12 +214,19 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
         runs.wait_for(lambda: marker in s3.names(f"runs/{name}"), "the checkpoint's copy", pause=0.3)
         heard = listening(process.pid)
         torch_in, torch_not_in = runs.holders("libtorch_cpu", process.pid)
+        (reporter,) = [
+            each
+            for each in psutil.Process(process.pid).children(recursive=True)
+            if "dashboard.py" in str(each.cmdline())
+        ]
+        tells = reporter.environ()["RAY_USAGE_STATS_ENABLED"]
     finally:
         for learner in runs.processes("ray::RayTrainWorker", process.pid):
             learner.kill()  # while it is stopped it does not notice that its Ray has gone
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     check_torch(torch_in, torch_not_in)
+    assert tells == "0"  # Ray's makers are told nothing
     assert not silent(heard, "rlhf.py", "gcs_server", "raylet", "RolloutActor", "RayTrainWorker", "ServeReplica")
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward
     assert 2 <= len(runs.curve(folder)) < runs.UPDATES

@@ -22,6 +22,16 @@ from rayjobs.runtime.progress import ProgressLine
 from sharpening.shapes.benchmark import BenchmarkPrompt
 
 
+@pytest.mark.parametrize(("outlived", "cleaners"), [(True, 1), (False, 0)])
+def test_ray_train_starts_no_helper_that_is_idle(outlived: bool, cleaners: int) -> None:
+    from rayjobs.runtime.trainer import Trainer
+
+    names = [type(callback).__name__ for callback in Trainer(print, outlived=outlived)._create_default_callbacks()]
+    assert {"AcceleratorSetupCallback", "BackendSetupCallback", "WorkingDirectorySetupCallback"} <= set(names)
+    assert names.count("DatasetsCallback") == 0
+    assert names.count("PlacementGroupCleanerCallback") == cleaners
+
+
 def test_weights_travel_bit_for_bit_and_are_a_safetensors_file(tmp_path: Path) -> None:
     state = {
         "a": torch.randn(3, 5), "b.c": torch.randn(7).to(torch.bfloat16), "n": torch.tensor(3),
