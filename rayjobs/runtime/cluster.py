@@ -257,6 +257,16 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
     return Connection(owned=False, made=True)
 
 
+def has_dashboard() -> bool:
+    """Whether the Ray that this process has joined has a dashboard, which also answers questions about actors.
+
+    Ray's own `get_dashboard_url` takes the usual address for granted in a worker, such as a sweep's trial.
+    """
+    from ray._private.services import get_webui_url_from_internal_kv
+
+    return bool(get_webui_url_from_internal_kv())
+
+
 @contextmanager
 def listening_at(address: str) -> Iterator[str]:
     """Have a Ray that starts in the block take an address as it is.

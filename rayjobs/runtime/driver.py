@@ -203,7 +203,9 @@ class Run:
         launch.start_actors(plan)
         rewards = Rewards(plan, self.coordinator)
         rewards.start()
-        self.training = launch.Training(plan, self.coordinator, outlived=not connection.owned)
+        # A Ray of our own ends with the run, and gives everything back.
+        cleaner = not connection.owned and cluster.has_dashboard()
+        self.training = launch.Training(plan, self.coordinator, cleaner)
         if not connection.owned:  # a Ray of our own has room for all, and ends as a whole
             self._places = PlaceWatch(plan.rank, options.num_learners, self.progress.say)
             for actor in (self.coordinator, *plan.actors.values()):
