@@ -9,7 +9,7 @@ from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
 from rayjobs.ray_options import RayOptions
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime import cluster
-from rayjobs.runtime.rewards import REWARD_START_S, app_names, app_options, served
+from rayjobs.runtime.rewards import app_names, app_options, serve_rewards, served
 from sharpening.rewards.mix import Mix
 
 RETRIES = 10  # of one task, when its actor dies
@@ -81,7 +81,7 @@ def pool(
     """
     import ray
 
-    from reward_servers.applications import start_reward_apps, stop_reward_app
+    from reward_servers.applications import stop_reward_app
 
     asked = sum(plan.replicas * plan.threads for plan in rewards)
     connection = cluster.join(ray_options, f"sharpening-{name}", count * threads + asked)
@@ -102,10 +102,9 @@ def pool(
             for index in range(count)
         ]  # fmt: skip
         if rewards:
-            start_reward_apps(
-                [app_options(plan, apps[plan.name], min(0.5, part) * plan.threads, gpus) for plan in rewards],
-                timeout_s=REWARD_START_S,
-            )
+            serve_rewards([
+                app_options(plan, apps[plan.name], min(0.5, part) * plan.threads, gpus) for plan in rewards
+            ])  # fmt: skip
         yield Pool(actors)
     finally:
         if not connection.owned:

@@ -60,6 +60,22 @@ def app_options(
     )  # fmt: skip
 
 
+def serve_rewards(wanted: "Sequence[RewardAppOptions]") -> None:
+    """Start rewards on Serve and wait until they answer; its own lines stay out of the job's.
+
+    Args:
+        wanted: The applications.
+
+    Raises:
+        RewardUnavailable: If one does not come up; all are removed again.
+    """  # noqa: DOC502
+    from reward_servers.applications import start_reward_apps
+
+    # They would run through the progress line; what matters of them the job says.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    start_reward_apps(wanted, timeout_s=REWARD_START_S)
+
+
 def served(
     names: dict[str, str], plans: Sequence[RewardPlan], mix: Mix | None, timeout_s: float
 ) -> "tuple[ScoreFn, dict[str, ScoreFn]]":
@@ -103,10 +119,8 @@ class Rewards(threading.Thread):
         """Start them, then watch them; a failure to start ends the run."""
         import ray
 
-        from reward_servers.applications import replica_counts, start_reward_apps
+        from reward_servers.applications import replica_counts
 
-        # Serve's own lines would run through the progress line; what matters of them the coordinator says.
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         options, reserved = self._plan.options, self._plan.reserved
         names, labels = self._plan.apps, selector(options.rollout_nodes)
         wanted = [
@@ -115,7 +129,7 @@ class Rewards(threading.Thread):
         ]
         try:
             if self._plan.scores and not self._plan.joins_rewards:
-                start_reward_apps(wanted, timeout_s=REWARD_START_S)
+                serve_rewards(wanted)
         except Exception as error:
             logger.info("a reward did not start", exc_info=error)
             self._coordinator.stop.remote(REWARD, last_line(error))

@@ -1,6 +1,5 @@
 """A sweep from start to end: one cluster, one application of each reward, Ray Tune over the runs, and the tables."""
 
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from rayjobs.options import JobOptions
 from rayjobs.rewards import RewardPlan, reward_plans
 from rayjobs.runtime import cluster
 from rayjobs.runtime.labels import label
-from rayjobs.runtime.rewards import REWARD_START_S, app_names, app_options
+from rayjobs.runtime.rewards import app_names, app_options, serve_rewards
 from rayjobs.sweeping.options import SweepOptions
 from rayjobs.sweeping.progress import Progress, say
 from rayjobs.sweeping.report import ended, write_report
@@ -102,18 +101,14 @@ class Sweep:
 
     def _serve(self, served: str, reserved: cluster.Reservations, stack: ExitStack) -> None:
         """Start the rewards that all runs ask."""
-        from reward_servers.applications import start_reward_apps, stop_reward_app
+        from reward_servers.applications import stop_reward_app
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # as in a run
         names = app_names(served, self._rewards, self.job.mix)
         labels = placement.selector(self.job.rollout_nodes)
-        start_reward_apps(
-            [
-                app_options(plan, names[plan.name], reserved.cpus(plan.threads), reserved.gpus[2], labels)
-                for plan in self._rewards
-            ],
-            timeout_s=REWARD_START_S,
-        )
+        serve_rewards([
+            app_options(plan, names[plan.name], reserved.cpus(plan.threads), reserved.gpus[2], labels)
+            for plan in self._rewards
+        ])  # fmt: skip
         for name in names.values():
             stack.callback(stop_reward_app, name)
 
