@@ -37,7 +37,6 @@ class Batcher:
     def __init__(
         self,
         score: Callable[[Sequence[Request]], Sequence[Answer]],
-        prepare: Callable[[], None] = lambda: None,
         max_requests: int = 64,
         max_images: int = 64,
         wait_s: float = 0.005,
@@ -46,12 +45,11 @@ class Batcher:
 
         Args:
             score: answers each of several requests; runs in the thread.
-            prepare: called once in the thread before anything else, to set up what is thread-local.
             max_requests: requests of a batch at most.
             max_images: images of a batch at most; a larger request is a batch by itself.
             wait_s: seconds that the first request of a batch waits for others while the scorer is idle.
         """
-        self._score, self._prepare = score, prepare
+        self._score = score
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -102,7 +100,6 @@ class Batcher:
             self._changed.notify()
 
     def _work(self) -> None:
-        self._prepare()
         while batch := self._take():
             try:
                 answers = self._score([item.request for item in batch])

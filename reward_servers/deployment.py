@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from reward_servers.metrics import RewardMetrics
 from reward_servers.options import RewardAppOptions
 from sharpening.rewards import RewardUnavailable, ScoreFn, Scores, reward_class
 from sharpening.rewards.requests import Request, check_request, score_requests
+from sharpening.startup import loading
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,9 @@ WEIGHTS = ("model", "checkpoint", "options")
 """What `user_config` may change of a running replica."""
 
 
+@loading()
 def load_scorer(reward: str, options: dict[str, Any], num_threads: int) -> ScoreFn:
-    """Make the scorer in the calling thread, whose number of torch threads is set first.
+    """Make the scorer in the calling thread, on so many threads.
 
     Args:
         reward: name or import path of the scorer.
@@ -41,20 +44,25 @@ def load_scorer(reward: str, options: dict[str, Any], num_threads: int) -> Score
     Returns:
         The scorer.
     """
-    kind = reward_class(reward)  # before torch: a wrong name fails at once
+    kind = reward_class(reward)
     use_threads(num_threads)
     return kind(**options)
 
 
 def use_threads(count: int) -> None:
-    """Set the number of torch threads of what the calling thread computes.
+    """Set the number of threads of what the calling thread computes with torch.
+
+    A reward that computes nothing with it (an endpoint's, one of arrays) does not pay for its import. One that imports
+    it later finds the number where torch looks for it.
 
     Args:
         count: threads.
     """
-    import torch
+    os.environ |= {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
+    if "torch" in sys.modules:
+        import torch  # whole, should another thread be importing it
 
-    torch.set_num_threads(count)
+        torch.set_num_threads(count)
 
 
 class RewardServer:
@@ -81,7 +89,8 @@ class RewardServer:
         self._batch_images: Counter[int] = Counter()
         self._metrics = RewardMetrics(options.reward)
         # Off the event loop: health checks and new requests are answered while images are being scored.
-        self._batcher = Batcher(self._score_together, prepare=lambda: use_threads(options.num_threads))
+        self._batcher = Batcher(self._score_together)
+        self._threads_set = False
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over batching limits and weights; Serve calls it before the first request and when they change.
@@ -138,6 +147,9 @@ class RewardServer:
 
     def _score_together(self, requests: Sequence[Request]) -> Sequence[Answer]:
         assert self._scorer is not None
+        if not self._threads_set:  # in this thread, and not before the scorer has loaded what it computes with
+            use_threads(self._options.num_threads)
+            self._threads_set = True
         answers = score_requests(self._scorer, requests)
         counts = [len(images) for images, _ in requests]
         self._errors_in_a_row = self._errors_in_a_row + 1 if all(is_broken(answer) for answer in answers) else 0

@@ -61,7 +61,7 @@ def flags(models: Models, output: Path | str, **changes: Any) -> list[str]:
     """
     values: dict[str, Any] = {
         "pretrained_model_name_or_path": models.pipeline, "reward_model": models.clip, "prompts": models.prompts,
-        "output_dir": output, "prompts_per_update": 4, "rollout_batch_size": 1, "timesteps_per_rollout": 2,
+        "output_dir": output, "prompts_per_update": 4, "rollout_batch_size": 2, "timesteps_per_rollout": 2,
         "rollout_steps": 4, "branches": 3, "train_batch_size": 4, "max_train_steps": UPDATES, "checkpointing_steps": 2,
         "learning_rate": 1e-3, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 2, "num_rollout_actors": 1,
         "learner_threads": 1,

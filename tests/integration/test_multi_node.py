@@ -90,8 +90,10 @@ def test_a_node_is_killed_and_another_joins(nodes: Nodes, models: Models, tmp_pa
     gate.write_text(str((4 + 3) * IMAGES))
     config = tmp_path / "rewards.json"
     config.write_text(json.dumps({"GatedReward": {"options": {"gate": str(gate)}}}))
-    sizes: dict[str, Any] = {"max_train_steps": 3, "num_rollout_actors": 2, "num_learners": 2, "train_batch_size": 2}
-    sizes["deepspeed_config"] = runs.ROOT / "cluster" / "deepspeed_zero2.json"
+    sizes: dict[str, Any] = {
+        "max_train_steps": 3, "rollout_batch_size": 1, "num_rollout_actors": 2, "num_learners": 2,
+        "train_batch_size": 2, "deepspeed_config": runs.ROOT / "cluster" / "deepspeed_zero2.json",
+    }  # fmt: skip
     arguments = runs.flags(
         models, folder, **sizes, reward="tests.gated_reward:GatedReward", reward_config=config, reward_model=None,
         ray_address=nodes.address, rollout_nodes="role=rollout", learner_nodes="role=learner",
@@ -109,6 +111,8 @@ def test_a_node_is_killed_and_another_joins(nodes: Nodes, models: Models, tmp_pa
         assert not on(learners, "ray::RolloutActor")
         assert not on(learners, "ray::ServeReplica")
         assert [len(on(node, "ray::RolloutActor")) for node in rollouts] == [1, 1]
+        (replica,) = [process for node in rollouts for process in on(node, "ray::ServeReplica")]
+        assert not any("libtorch" in file.path for file in replica.memory_maps())  # its reward computes with numpy
         (doomed,) = [node for node in rollouts if not on(node, "ray::ServeReplica")]
         nodes.kill(doomed)
         joined = nodes.add(1, "rollout")

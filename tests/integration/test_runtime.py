@@ -27,6 +27,10 @@ from tests.scraping import scrape
 __all__ = ["local_ray", "models", "s3", "served", "served_pair", "undisturbed"]  # fixtures
 
 
+# Ray Train's, where nothing is read from Ray Data and nobody adds nodes.
+IDLE = ("DatasetManager", "PlacementGroupCleaner", "AutoscalingCoordinator")
+
+
 def test_a_run_leaves_what_explains_it(undisturbed: Path) -> None:
     runs.check_whole(undisturbed)
     for name in (
@@ -101,6 +105,18 @@ def test_a_run_leaves_the_reward_that_it_joined(undisturbed: Path, served: str) 
     runs.check_whole(undisturbed)
     assert running_replicas(served) == 1
     assert running_replicas(f"reward-{undisturbed.name}") == 0
+
+
+def test_a_run_in_a_ray_without_dashboard_starts_no_helper_that_is_idle(undisturbed: Path) -> None:
+    """One of them would ask the dashboard for twelve seconds at the run's end."""
+    from ray._private.state import actors
+
+    runs.check_whole(undisturbed)
+    started = {actor["ActorClassName"] for actor in actors().values()}  # those that have ended as well
+    for kind in ("RolloutActor", "TrainController"):
+        assert any(kind in name for name in started)
+    for helper in IDLE:
+        assert not any(helper in name for name in started)
 
 
 def test_a_run_counts_what_its_cost_account_says(undisturbed: Path) -> None:
@@ -190,7 +206,7 @@ def check_torch(holders: list[str], others: list[str]) -> None:
     for title in ("ray::TrainController", "ray::Coordinator"):
         assert any(title in line for line in others)
         assert not any(title in line for line in holders)
-    for helper in ("DatasetManager", "PlacementGroupCleaner"):  # of Ray Train; idle in a Ray that ends with its run
+    for helper in IDLE:
         assert not any(helper in line for line in [*holders, *others])
 
 

@@ -115,13 +115,13 @@ LORA = {"rank": 4, "lora_alpha": 8.0, "lora_target_modules": ("to_q", "to_out.0"
         (2, {"offload": ("optimizer",)}),
         (3, {"offload": ("param",)}),
         (3, LORA | {"offload": ("param", "optimizer")}),
-        (1, {"torch_compile": True}),
+        (1, LORA | {"torch_compile": True}),
         (2, {"gradient_checkpointing": True}),
         (3, LORA | {"gradient_checkpointing": True}),
     ],
     ids=[
         "0", "1", "2", "3", "0-lora", "1-lora", "2-lora", "2-offload", "3-offload-param", "3-lora-offload-both",
-        "1-compiled", "2-checkpointing", "3-lora-checkpointing",
+        "1-lora-compiled", "2-checkpointing", "3-lora-checkpointing",
     ],
 )  # fmt: skip
 def test_the_engine_does_what_the_plain_loop_does(

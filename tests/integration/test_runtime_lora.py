@@ -1,4 +1,8 @@
-"""LoRA through a real run: killed processes, the plain loop's curve, and files that diffusers loads without us."""
+"""LoRA through a real run: killed processes, the plain loop's curve, and files that diffusers loads without us.
+
+The run is one of IterPO, whose rollout actors and learners go on with more than weights when they are restarted: with
+the reward models that it retrains, which are in the checkpoint.
+"""
 
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
 from sharpening.data.source import PromptSource
 from sharpening.loop import train_in_process
-from sharpening.methods.rlhf import RLHFSharpening
+from sharpening.methods import load_method
 from sharpening.policies import load_policy
 from sharpening.policies.latent import LatentPolicy
 from sharpening.rewards.clip import ClipScorer
@@ -52,10 +56,10 @@ def draw(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
 
 def test_adapters_survive_killed_processes_and_load_without_us(models: Models, served: str, tmp_path: Path) -> None:
     folder, killed = tmp_path / "run", []
-    options = runs.options(
-        models, folder, rank=4, lora_alpha=8.0, use_ema=True, ema_decay=0.5, gradient_checkpointing=True,
-        pretrained_tiny_vae_path=tiny_vae(tmp_path / "tiny"), lr_scheduler="constant", lr_warmup_steps=0,
-        max_train_steps=UPDATES, served_rewards=served,
+    options = runs.options_of(
+        "iterpo", models, folder, rank=4, lora_alpha=8.0, use_ema=True, ema_decay=0.5, gradient_checkpointing=True,
+        pretrained_tiny_vae_path=str(tiny_vae(tmp_path / "tiny")), learning_rate=1e-3, max_train_steps=UPDATES,
+        num_rollout_actors=1, served_rewards=served,
     )  # fmt: skip
     deeds = [
         (made, lambda title=title: killed.append(runs.kill_process(title)))
@@ -73,8 +77,8 @@ def test_adapters_survive_killed_processes_and_load_without_us(models: Models, s
     torch.set_num_threads(1)
     try:
         expected = train_in_process(
-            policy, RLHFSharpening(options.method_options()), ClipScorer(str(models.clip)), PromptSource(runs.PROMPTS),
-            options.training_options(),
+            policy, load_method("iterpo", options.method_options()), ClipScorer(str(models.clip)),
+            PromptSource(runs.PROMPTS), options.training_options(),
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)

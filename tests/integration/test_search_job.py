@@ -25,7 +25,7 @@ from tests.runs import Models, models
 
 __all__ = ["models"]  # a fixture
 
-REWARDS = "clip:1.0,embedded-aesthetic:0.5"
+REWARDS = "clip:1.0,tests.own_rewards:Brightness:0.5"
 
 
 def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Popen[str]:
@@ -96,7 +96,7 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     assert [row["reward"] for row in rows] == pytest.approx(list(found.rewards), abs=0.05)
     for row in rows:
         z = {name: (row[f"reward_{name.replace('-', '_')}"] - v.mean()) / v.std() for name, v in scores.items()}
-        assert row["reward"] == pytest.approx(z["clip"] + 0.5 * z["embedded-aesthetic"], abs=1e-4)
+        assert row["reward"] == pytest.approx(z["clip"] + 0.5 * z["Brightness"], abs=1e-4)
     assert all(
         np.abs(np.asarray(Image.open(folder / row["image"])).astype(int) - image).max() <= 2
         for row, image in zip(rows, found.images, strict=True)

@@ -18,6 +18,7 @@ from tests.runs import Models, local_ray, models
 __all__ = ["local_ray", "models"]  # fixtures
 
 UPDATES = 5
+REWARD = {"reward": "tests.own_rewards:Brightness", "reward_model": None}  # one that starts quickly
 RATES = (1e-6, 1e-2, 1e30)
 FIRST, SECOND = ({"branches": n, "temperature": 0.0} for n in (2, 3))
 
@@ -40,7 +41,7 @@ def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: No
     folder = tmp_path / "sweep"
     first, second = (folder / "runs" / run_name(point, 0) for point in (FIRST, SECOND))
     job = runs.flags(
-        models, folder, output_dir=None, skip_evaluation=None, branches=None, max_train_steps=UPDATES,
+        models, folder, output_dir=None, skip_evaluation=None, branches=None, **REWARD, max_train_steps=UPDATES,
         checkpointing_steps=1, max_failures=0, eval_prompts=6, eval_steps=2, eval_guidance_scales=1,
         validation_steps=2, validation_prompts=4,
     )  # fmt: skip

@@ -22,11 +22,11 @@ from rayjobs.runtime.progress import ProgressLine
 from sharpening.shapes.benchmark import BenchmarkPrompt
 
 
-@pytest.mark.parametrize(("cleaner", "cleaners"), [(True, 1), (False, 0)])
-def test_ray_train_starts_no_helper_that_is_idle(cleaner: bool, cleaners: int) -> None:
+@pytest.mark.parametrize(("lasting", "cleaners"), [(True, 1), (False, 0)])
+def test_ray_train_starts_no_helper_that_is_idle(lasting: bool, cleaners: int) -> None:
     from rayjobs.runtime.trainer import Trainer
 
-    names = [type(callback).__name__ for callback in Trainer(print, cleaner=cleaner)._create_default_callbacks()]
+    names = [type(callback).__name__ for callback in Trainer(print, lasting=lasting)._create_default_callbacks()]
     assert {"AcceleratorSetupCallback", "BackendSetupCallback", "WorkingDirectorySetupCallback"} <= set(names)
     assert names.count("DatasetsCallback") == 0
     assert names.count("PlacementGroupCleanerCallback") == cleaners
