@@ -90,6 +90,7 @@ def main(pipeline: str, folder: str, rank: str, port: str) -> None:
         if rank == "0":
             torch.save((rows, weights), Path(folder) / f"zero{stage}.pt")
     dist.destroy_process_group()
+    assert "torch._inductor.graph" not in sys.modules, "nothing is compiled, and yet the compiler was imported"
 
 
 if __name__ == "__main__":
