@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import secrets
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported by then out of every later search for garbage; a million objects take a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_tokenizer(model_max_length: int = 16):  # noqa: ANN201
@@ -117,12 +125,22 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_LOADED: dict[Path, Any] = {}
+
+
+def fresh_policy(folder: Path) -> Any:
+    """A pipeline's policy as if it had just been loaded: a copy of one that was, which takes half as long."""
+    from sharpening.policies import load_policy
+
+    if folder not in _LOADED:
+        _LOADED[folder] = load_policy(folder)
+    return copy.deepcopy(_LOADED[folder])
+
+
 @pytest.fixture
 def policy(pipeline_folder: Path) -> SDXLPolicy:
     """The small pipeline as a policy, fresh for each test."""
-    from sharpening.policies import load_policy
-
-    return load_policy(pipeline_folder)
+    return fresh_policy(pipeline_folder)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from sharpening.search.base import SearchOptions, SearchSeeds
 from sharpening.search.demon import exact_step, heun_step
 from sharpening.search.session import CLEAN, Session
 from tests import tiny_pipelines
+from tests.conftest import fresh_policy
 from tests.tiny_pipelines import BUILDERS, CHANNELS, SIDE
 
 NAMES = list(BUILDERS)
@@ -49,7 +50,7 @@ def name(request):
 
 @pytest.fixture
 def policy(folders, name):
-    return load_policy(folders[name])
+    return fresh_policy(folders[name])
 
 
 def draw(batch, seed=0, shape=SHAPE):

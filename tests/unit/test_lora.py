@@ -23,6 +23,7 @@ from sharpening.policies import load_policy
 from sharpening.prepare import prepare
 from sharpening.sampling import sample
 from tests import tiny_pipelines
+from tests.conftest import fresh_policy
 from tests.tiny_pipelines import CHANNELS, SIDE
 from tests.unit.test_families import call_arguments
 from tests.unit.test_publishing import finished_run
@@ -51,7 +52,7 @@ def name(request):
 
 @pytest.fixture
 def policy(folders, name):
-    return load_policy(folders[name])
+    return fresh_policy(folders[name])
 
 
 def adapted(folder, options=ADAPTED):
