@@ -71,7 +71,7 @@ def head(home: Path, log: Path) -> Iterator[Head]:
         )
         found = Head(f"http://127.0.0.1:{dashboard}", environment, process.pid)
         try:
-            wait_for(lambda: process.poll() is not None or _answers(found.address), "the dashboard")
+            wait_for(lambda: process.poll() is not None or _answers(found), "the dashboard")
             assert process.poll() is None, log.read_text()
             yield found
         finally:
@@ -83,11 +83,12 @@ def head(home: Path, log: Path) -> Iterator[Head]:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(address: str) -> bool:
-    """Whether there is somebody, who wants a token."""
+def _answers(head: Head) -> bool:
+    """Whether there is somebody, who wants a token, and what takes jobs is there behind the door."""
     try:
-        return httpx.get(f"{address}/api/jobs/").status_code in (401, 403)
-    except httpx.TransportError:
+        refused = httpx.get(f"{head.address}/api/jobs/").status_code in (401, 403)
+        return refused and head.jobs() is not None
+    except (httpx.TransportError, httpx.HTTPStatusError):
         return False
 
 
