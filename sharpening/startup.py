@@ -11,7 +11,8 @@ def loading() -> Iterator[None]:
 
     torch, diffusers and transformers make a million objects and no garbage, among which Python would look again and
     again: a sixth of the time that importing them takes. What was made meanwhile counts as old afterwards, as what has
-    survived its searches does, and is collected like it once it is garbage.
+    survived its searches does, and is collected like it once it is garbage. Only at the start, that is: not once
+    something else has been frozen (`gc.freeze`).
 
     Yields:
         Nothing.
@@ -23,7 +24,8 @@ def loading() -> Iterator[None]:
     try:
         yield
     finally:
-        # Both move lists, and search nothing: all to where nothing is collected, and from there to the oldest.
-        gc.freeze()
-        gc.unfreeze()
+        if not gc.get_freeze_count():  # what Ray Serve froze in a replica that has started stays so
+            # Both move lists, and search nothing: all to where nothing is collected, and from there to the oldest.
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()

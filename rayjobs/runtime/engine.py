@@ -15,6 +15,7 @@ from rayjobs.options import JobOptions
 from sharpening.evaluation.cost import peak_rss
 from sharpening.methods.base import Experience, Method
 from sharpening.policies.base import Policy
+from sharpening.startup import loading
 
 if TYPE_CHECKING:
     from rayjobs.runtime.learner import LearnerSpec
@@ -63,15 +64,36 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     Returns:
         The wrapped module and the engine.
     """
-    os.environ.setdefault("DS_ACCELERATOR", spec.device)  # before the import: spares its search and its warning
+    module = load_module(spec)
     import deepspeed
+
+    parameters = module.policy.trainable()
+    with without_compiled_kernels():
+        engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=parameters, config=spec.deepspeed,
+            optimizer=adam_of_8_bit(parameters, spec.options) if spec.options.use_8bit_adam else None,
+        )  # fmt: skip
+    return module, engine
+
+
+@loading()  # not for what follows: DeepSpeed may have been told to turn the collector off for good
+def load_module(spec: "LearnerSpec") -> LossModule:
+    """Load the model, and DeepSpeed.
+
+    Args:
+        spec: What the learner is told.
+
+    Returns:
+        What DeepSpeed is to wrap.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", spec.device)  # before the import: spares its search and its warning
+    without_shared_memory_op(spec.device)
 
     from rayjobs.runtime.models import pipeline_folder
     from sharpening.methods import load_method
     from sharpening.policies import load_policy
     from sharpening.prepare import prepare
 
-    without_shared_memory_op(spec.device)
     if spec.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     options = spec.options
@@ -79,14 +101,7 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
     dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
     policy = load_policy(pipeline_folder(spec.pipeline), spec.device, dtype, options.resolution, spec.vae)
     prepare(policy, options.training_options(), learns=True)
-    parameters = policy.trainable()
-    module = LossModule(policy, load_method(options.method, options.method_options()))
-    with without_compiled_kernels():
-        engine, *_ = deepspeed.initialize(
-            model=module, model_parameters=parameters, config=spec.deepspeed,
-            optimizer=adam_of_8_bit(parameters, options) if options.use_8bit_adam else None,
-        )  # fmt: skip
-    return module, engine
+    return LossModule(policy, load_method(options.method, options.method_options()))
 
 
 def adam_of_8_bit(parameters: list[nn.Parameter], options: JobOptions) -> Any:

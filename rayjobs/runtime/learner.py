@@ -20,7 +20,6 @@ from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.experience import Share
 from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
-from sharpening.startup import loading
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +76,6 @@ class Learner:
         spec: What it is told.
     """
 
-    @loading()
     def __init__(self, spec: LearnerSpec) -> None:
         import torch
 

@@ -1,6 +1,7 @@
 """The DeepSpeed engine on one rank, in this process: the arithmetic of the plain loop, at every ZeRO stage."""
 
 import copy
+import gc
 import math
 import os
 import socket
@@ -257,6 +258,16 @@ def test_bf16_learns_about_the_same_from_float32_master_weights(
     assert {value.dtype for value in masters} == {torch.float32}
     # Steps of 1e-3 are below bf16's resolution of weights near 1; what is kept in float32 is finer.
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters)
+
+
+def test_deepspeed_may_be_told_to_turn_the_collector_off(pipeline_folder: Path) -> None:
+    told = spec(pipeline_folder, 1)
+    _, engine = build_engine(replace(told, deepspeed=told.deepspeed | {"disable_python_gc": True}))
+    try:
+        assert not gc.isenabled()
+    finally:
+        engine.destroy()
+    assert gc.isenabled()
 
 
 def test_another_resolution_and_vae_are_those_of_learner_actors_held_out_images_and_the_saved_pipeline(

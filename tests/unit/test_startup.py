@@ -19,13 +19,14 @@ class Ring:
 @pytest.fixture(autouse=True)
 def collector_on() -> Iterator[None]:
     assert gc.isenabled()
+    gc.unfreeze()  # what `conftest.py` froze
     yield
     gc.enable()
+    gc.freeze()
 
 
 def test_nothing_is_searched_while_loading() -> None:
     searches: list[str] = []
-    frozen = gc.get_freeze_count()
     gc.callbacks.append(lambda phase, info: searches.append(phase))
     try:
         with loading():
@@ -38,9 +39,17 @@ def test_nothing_is_searched_while_loading() -> None:
     finally:
         gc.callbacks.pop()
     assert gc.isenabled()
-    assert gc.get_freeze_count() <= frozen
+    assert gc.get_freeze_count() == 0
     gc.collect()
     assert ring() is None  # what became garbage meanwhile is no leak
+
+
+def test_what_others_froze_stays_frozen() -> None:
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with loading():
+        pass
+    assert gc.get_freeze_count() == frozen > 0
 
 
 def test_an_error_on_the_way_leaves_the_collector_on() -> None:
