@@ -16,8 +16,8 @@ from rayjobs.errors import OptionError, refuse_together
 from rayjobs.familiar_flags import settle_reward, translate, translate_file
 from rayjobs.mirror.address import refuse_address
 from rayjobs.options import JobOptions, Options, options_class
-from rayjobs.ray_options import RayOptions, check_bind
-from rayjobs.reward_options import RewardOptions
+from rayjobs.options.cluster import RayOptions, check_bind
+from rayjobs.options.reward import RewardOptions
 from sharpening.methods import METHODS
 
 

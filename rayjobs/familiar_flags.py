@@ -9,9 +9,9 @@ what to do instead; all that one command line has are named together. The same g
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rayjobs.declaring import Options
 from rayjobs.errors import OptionError, refuse_together
 from rayjobs.options import JobOptions
+from rayjobs.options.declaring import Options
 
 ALIASES = {
     # the paper's public code

@@ -6,10 +6,10 @@ Each check raises an `OptionError` that names the option, what is wrong with it 
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayjobs.declaring import EMBEDDED
 from rayjobs.errors import OptionError, reason_of
-from rayjobs.model_options import ModelOptions
 from rayjobs.options import JobOptions
+from rayjobs.options.declaring import EMBEDDED
+from rayjobs.options.model import ModelOptions
 
 MODEL = "pretrained_model_name_or_path"
 

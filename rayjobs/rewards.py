@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from rayjobs.command_line import read_config
-from rayjobs.declaring import EMBEDDED, SECRET_URL
 from rayjobs.errors import OptionError
-from rayjobs.reward_options import RewardOptions
+from rayjobs.options.declaring import EMBEDDED, SECRET_URL
+from rayjobs.options.reward import RewardOptions
 from sharpening.rewards.base import ScoreFn
 from sharpening.rewards.mix import Mix
 from sharpening.rewards.terms import Term, TermError, check_importable

@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     from rayjobs.command_line import read
+    from rayjobs.options.search import SearchJobOptions
     from rayjobs.outcome import outcome
-    from rayjobs.search_options import SearchJobOptions
 
     def work() -> None:
         options = read(SearchJobOptions, list(sys.argv[1:] if argv is None else argv), "search.py")

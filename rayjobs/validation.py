@@ -15,10 +15,10 @@ from rayjobs.errors import OptionError, reason_of
 from rayjobs.mirror.checks import check_address, settle_mirror
 from rayjobs.model_checks import check_model, check_tiny_vae
 from rayjobs.options import EMBEDDED, OWN_IMAGES, ImageOptions, JobOptions, PairOptions
+from rayjobs.options.cluster import cluster_to_join
+from rayjobs.options.reward import RewardOptions
 from rayjobs.placement import check_joins
-from rayjobs.ray_options import cluster_to_join
 from rayjobs.resume import LATEST, check_resume
-from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
 from rayjobs.sharing import check_sharing
 from sharpening.options import OptionError as MethodError

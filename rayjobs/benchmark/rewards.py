@@ -219,7 +219,7 @@ def measure(options: BenchRewardsOptions, say: Callable[[str], None]) -> list[di
         A row a measurement: `way` ("process", "handle", "http"), `callers`, `images_per_call`, `turn`, what `load`
         found, and for served ones `batch_images` (batches by their number of images) and `server_cpu_ms` an image.
     """
-    from rayjobs.ray_options import RayOptions
+    from rayjobs.options.cluster import RayOptions
     from rayjobs.runtime import cluster
 
     connection = cluster.join(RayOptions(), "bench-rewards", 2 * options.reward_threads + 1)

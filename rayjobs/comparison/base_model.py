@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rayjobs.comparison.tasks import Model
 from rayjobs.model_checks import check_pipeline, model_folder
-from rayjobs.model_options import ModelOptions
+from rayjobs.options.model import ModelOptions
 from rayjobs.runtime import models
 
 

@@ -14,7 +14,7 @@ from rayjobs.comparison.pool import Pool, pool
 from rayjobs.comparison.results import Store
 from rayjobs.comparison.tasks import Answer, DrawTask, Model, SearchTask
 from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
-from rayjobs.reward_options import RewardOptions
+from rayjobs.options.reward import RewardOptions
 from rayjobs.rewards import reward_plans
 from rayjobs.runtime.evaluation import choose
 from rayjobs.runtime.training_data import PAIRS

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from rayjobs.declaring import option
-from rayjobs.model_options import ModelOptions
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
+from rayjobs.options.declaring import option
+from rayjobs.options.model import ModelOptions
 from sharpening.methods import METHODS
 from sharpening.rewards.grader.endpoint import MODEL, check_url
 from sharpening.search import SEARCHES

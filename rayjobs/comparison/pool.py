@@ -6,7 +6,7 @@ from typing import Any
 
 from rayjobs.comparison.actor import EvaluationActor
 from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime import cluster
 from rayjobs.runtime.rewards import app_names, app_options, serve_rewards, served

@@ -19,7 +19,7 @@ from rayjobs.comparison.trainings import Training, Trainings
 from rayjobs.comparison.tuning import chosen, read_trials
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 from sharpening.rewards import RewardUnavailable
 
 SIDE_BY_SIDE = 2  # jobs

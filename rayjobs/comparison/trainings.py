@@ -13,9 +13,9 @@ from typing import Any
 from rayjobs.comparison.options import VARIANTS, BudgetOptions
 from rayjobs.comparison.tasks import Model
 from rayjobs.errors import RunStopped
-from rayjobs.model_options import ModelOptions
 from rayjobs.options import JobOptions, options_class
-from rayjobs.ray_options import RayOptions, cluster_to_join
+from rayjobs.options.cluster import RayOptions, cluster_to_join
+from rayjobs.options.model import ModelOptions
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.training_data import PAIRS
 

@@ -22,7 +22,7 @@ from rayjobs.comparison.tasks import DrawTask
 from rayjobs.comparison.trainings import SUMMARY, Training, Trainings
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 from rayjobs.runtime.evaluation import choose
 from sharpening.evaluation.comparison.results import Trial
 

@@ -12,7 +12,7 @@ from typing import Any
 from rayjobs import machine
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
-from rayjobs.ray_options import LOOPBACK, RayOptions, check_bind, cluster_to_join
+from rayjobs.options.cluster import LOOPBACK, RayOptions, check_bind, cluster_to_join
 from rayjobs.rewards import RewardPlan, reward_plans
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rayjobs.errors import OptionError
 from rayjobs.model_checks import MODEL, check_start, model_folder
-from rayjobs.model_options import ModelOptions
 from rayjobs.options import EMBEDDED, JobOptions
+from rayjobs.options.model import ModelOptions
 from sharpening.checks import UNLOADED
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rayjobs.comparison.tasks import Model, ScoreTask
 from rayjobs.errors import RunStopped
-from rayjobs.search_options import SearchJobOptions
+from rayjobs.options.search import SearchJobOptions
 from sharpening.evaluation.files import write_json
 from sharpening.slots import tasks
 

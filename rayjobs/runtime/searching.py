@@ -18,12 +18,12 @@ from rayjobs.comparison.pool import pool
 from rayjobs.comparison.tasks import Answer, SearchTask
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import EMBEDDED
+from rayjobs.options.search import SearchJobOptions
 from rayjobs.rewards import reward_plans, scores_alike
 from rayjobs.runtime.evaluation import choose
 from rayjobs.runtime.labels import label
 from rayjobs.runtime.search_scale import FILE as SCALE
 from rayjobs.runtime.search_scale import measure_scale, scale_tasks
-from rayjobs.search_options import SearchJobOptions
 from rayjobs.validation import check_rewards
 from sharpening.evaluation.files import write_bytes, write_json, write_parquet
 from sharpening.rewards.terms import reward_column

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rayjobs import machine
 from rayjobs.errors import OptionError
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 from rayjobs.sweeping.options import SweepOptions
 from sharpening.evaluation.files import write_json
 

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from rayjobs.options import option
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 
 GROUPS = {
     "space": "what is varied: values, or a range LOW..HIGH that a search draws from",

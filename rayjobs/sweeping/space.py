@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rayjobs.command_line import explain
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions
-from rayjobs.ray_options import RayOptions
+from rayjobs.options.cluster import RayOptions
 from rayjobs.sweeping.options import SWEPT, SweepOptions
 from rayjobs.validation import check_batches, check_method, validate
 

@@ -49,7 +49,7 @@ def understood(name: str, words: Sequence[str]) -> None:
     elif name in JOBS:
         assert given == ["--method", "rwr"]
     elif name == "search":
-        from rayjobs.search_options import SearchJobOptions
+        from rayjobs.options.search import SearchJobOptions
 
         read(SearchJobOptions, given, "search.py")
     elif name == "compare":
@@ -186,7 +186,7 @@ def option_names() -> set[str]:
     from rayjobs.bench_rewards import BenchRewardsOptions
     from rayjobs.comparison.options import CompareOptions
     from rayjobs.options import options_class
-    from rayjobs.search_options import SearchJobOptions
+    from rayjobs.options.search import SearchJobOptions
     from rayjobs.simulation.options import CapacityOptions
     from rayjobs.sweeping.options import SweepOptions
     from sharpening.methods import METHODS

@@ -11,8 +11,8 @@ from rayjobs.command_line import parse, read
 from rayjobs.comparison.options import CompareOptions, TrialsOptions
 from rayjobs.errors import OptionError
 from rayjobs.options import options_class
-from rayjobs.ray_options import RayOptions, check_bind, cluster_to_join
-from rayjobs.search_options import SearchJobOptions
+from rayjobs.options.cluster import RayOptions, check_bind, cluster_to_join
+from rayjobs.options.search import SearchJobOptions
 from rayjobs.sweeping.options import SweepOptions
 from sharpening.methods import METHODS
 from tests.listening import exposed, listening

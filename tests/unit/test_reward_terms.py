@@ -9,8 +9,8 @@ import pytest
 from rayjobs.command_line import parse
 from rayjobs.errors import OptionError
 from rayjobs.options import JobOptions, RLHFOptions
+from rayjobs.options.reward import RewardOptions
 from rayjobs.resume import check_resume
-from rayjobs.reward_options import RewardOptions
 from rayjobs.rewards import check_terms, reward_plans, settle_config
 from rayjobs.runtime.cluster import reserve, threads_wanted
 from rayjobs.runtime.rewards import ReplicaWatch, app_names, app_options

@@ -1,6 +1,6 @@
 """Options that say which model there is, the same for every job that draws with one. Nothing heavy is imported."""
 
-from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.options.declaring import EMBEDDED, Options, option
 
 
 class ModelOptions(Options):

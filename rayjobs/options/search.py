@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from rayjobs.declaring import EMBEDDED, option
-from rayjobs.model_options import ModelOptions
-from rayjobs.ray_options import RayOptions
-from rayjobs.reward_options import RewardOptions
+from rayjobs.options.cluster import RayOptions
+from rayjobs.options.declaring import EMBEDDED, option
+from rayjobs.options.model import ModelOptions
+from rayjobs.options.reward import RewardOptions
 from sharpening.search import SEARCHES
 
 GROUPS = {

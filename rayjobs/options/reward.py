@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from rayjobs.declaring import EMBEDDED, Options, option
+from rayjobs.options.declaring import EMBEDDED, Options, option
 from sharpening.rewards.mix import Mix
 from sharpening.rewards.terms import Term, parse_terms
 

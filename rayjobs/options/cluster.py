@@ -7,8 +7,8 @@ import ipaddress
 import os
 
 from rayjobs import machine
-from rayjobs.declaring import Options, option
 from rayjobs.errors import OptionError
+from rayjobs.options.declaring import Options, option
 
 LOOPBACK = "127.0.0.1"
 
