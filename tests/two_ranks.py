@@ -62,7 +62,7 @@ def learn(pipeline: str, stage: int) -> tuple[list[dict[str, Any]], Mapping[str,
     for update in range(chosen.max_train_steps):
         whole, _, _ = _collect(policy, reference, method, Brightness(), {}, source, stream, training, update)
         share = whole.groups // RANKS
-        row = learner._learn(whole.select(range(learner.rank * share, (learner.rank + 1) * share)))
+        row = learner._learn(whole.select(range(learner.ranks.rank * share, (learner.ranks.rank + 1) * share)))
         assert isinstance(row, dict), row
         rows.append(row)
         learner.update += 1

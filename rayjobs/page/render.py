@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rayjobs.commands import program
 from rayjobs.page import charts, images, settings, tables
 from rayjobs.page.contents import Contents, read_contents
 from rayjobs.page.numbers import fixed, seconds, size, thinned
@@ -179,6 +180,4 @@ def _look(look: dict[str, Any]) -> str:
 
 def _command(contents: Contents) -> str:
     """The command that starts such a run again."""
-    from rayjobs.runtime.driver import program
-
     return f"python rayjobs/{program(contents.config['method'])} --config {contents.folder.resolve().name}/config.json"

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayjobs.runtime.accounts import Accounts
 from rayjobs.runtime.counters import RunCounters
 from rayjobs.runtime.data_notes import DataNotes
 from rayjobs.runtime.dispatch import Dispatcher
-from rayjobs.runtime.experience import HandOver, RoundTask, Share, Summary, rollout_row
+from rayjobs.runtime.experience import HandOver, RoundTask, Share, rollout_row
 from rayjobs.runtime.gauges import RunGauges
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
@@ -81,19 +82,19 @@ class Coordinator:
         self._state = RunState(EventLog(Path(spec.run_folder)).add)
         self._versions = Versions(spec.staleness)
         self._stream: Stream | None = None
+        folder = RunFolder(Path(spec.run_folder))
+        self._counters = RunCounters(spec.run, spec.updates)
+        self._accounts = Accounts(folder, self._counters)
         self._hand_over = HandOver(
             self._item, spec.prompts_per_update, spec.rollout_batch_size, spec.staleness, spec.updates,
             spec.max_failed_share,
         )  # fmt: skip
         self._dispatcher = Dispatcher(
-            self._state, self._hand_over, self._versions, self._account_rollout, self._statistics
+            self._state, self._hand_over, self._versions, self._accounts.rollout, self._statistics
         )
-        self._folder = RunFolder(Path(spec.run_folder))
-        self._metrics = self._folder.metrics()
-        self._cost = self._folder.read_cost()
+        self._metrics = folder.metrics()
         self._gauges = RunGauges(spec.run, spec.mix.names if spec.mix else (), spec.watched)
         self._known: tuple[int, Statistics] | None = None  # the newest version's, which many tasks ask for
-        self._counters = RunCounters(spec.run, spec.updates)
         self._shown: dict[str, Any] = {}  # newest numbers of all gauges
         self._refreshed = time.monotonic()
         self._data_notes = DataNotes(spec.updates)
@@ -238,9 +239,7 @@ class Coordinator:
         if isinstance(found, Stop):
             return found
         made = found[0]
-        self._cost.add_nfe("rank", made.nfe)
-        self._cost.add_seconds({f"rank_{stage}": spent for stage, spent in made.seconds.items()})
-        self._cost.add_images(made.images_scored)
+        self._accounts.round(made)
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in made.metrics.items())
         self._state.say(f"update {update} begins a round: {told}", "round", update=update)
         return made.state
@@ -274,8 +273,8 @@ class Coordinator:
         }  # fmt: skip
         level = self._spec.mix.level(merged, (self._metrics.rows or [merged])[0]) if self._spec.mix else None
         merged |= {} if level is None else {"reward_level": level}
-        self._account_learner(row)
-        written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._write_cost)
+        self._accounts.learner(row)
+        written = self._guard(lambda: self._metrics.append(merged)) and self._guard(self._accounts.write)
         self._show(merged)
         self._counters.update(merged)
         self._state.progress = Progress("training", update + 1, self._spec.updates, merged)
@@ -383,7 +382,7 @@ class Coordinator:
             "updates_done": self._updates_done, "attempt": self._attempt, "pid": os.getpid(),
         }  # fmt: skip
 
-    # -- accounts ------------------------------------------------------------------------------------------------
+    # -- records -------------------------------------------------------------------------------------------------
 
     def _statistics(self, version: int) -> Statistics:
         """What several rewards are standardised by in rollouts with a version: the updates before it, from their rows.
@@ -405,25 +404,3 @@ class Coordinator:
             self._state.end(DISK, f"metrics could not be written to {self._spec.run_folder}: {reason}")
             return False
         return True
-
-    def _account_rollout(self, summary: Summary) -> None:
-        """Count what a rollout cost, also one that comes too late to be learnt from."""
-        self._counters.rollout(summary)
-        for stage, evaluations in summary.nfe.items():
-            self._cost.add_nfe(stage, evaluations)
-        self._cost.add_seconds(summary.seconds)
-        self._cost.add_images(summary.images_scored)
-        self._cost.note_memory("rollout", summary.peak_memory)
-        if summary.peak_gpu_memory:
-            self._cost.note_memory("rollout_gpu", summary.peak_gpu_memory)
-
-    def _account_learner(self, row: dict[str, Any]) -> None:
-        """Count what an update cost the learner."""
-        self._cost.add_nfe("learn", int(row.get("nfe_learn", 0)))
-        self._cost.add_seconds({stage: row.get(f"seconds_{stage}", 0.0) for stage in ("wait", "learn", "publish")})
-        for role in ("learner", "learner_gpu"):
-            if f"peak_memory_{role}" in row:
-                self._cost.note_memory(role, row[f"peak_memory_{role}"])
-
-    def _write_cost(self) -> None:
-        self._folder.write_cost(self._cost)

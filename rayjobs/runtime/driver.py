@@ -4,23 +4,22 @@ Processes are dear on small machines, so everything starts at once: the reward o
 learner group; the evaluation of the base model runs while the learner is still loading.
 """
 
-import shlex
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rayjobs import machine, placement
+from rayjobs.commands import report_command, resume_command
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.mirror import worker as mirror
 from rayjobs.options import JobOptions, PairOptions
-from rayjobs.runtime import checkpoints, cluster, launch, models
+from rayjobs.runtime import cluster, launch, models
 from rayjobs.runtime.evaluation import EvaluationPart
 from rayjobs.runtime.held_out import HeldOut
+from rayjobs.runtime.interrupts import Interrupts
 from rayjobs.runtime.joined_rewards import check_joined
 from rayjobs.runtime.labels import label
 from rayjobs.runtime.look_grids import write_look
@@ -37,7 +36,6 @@ from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
 Observer = Callable[[int, float], None]
 """Told the updates made, and the mean reward of held-out images after them."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.5  # seconds between two looks at the run
 GRACE = 120.0  # seconds that an interrupted learner has to finish its update and write a checkpoint
 
@@ -97,7 +95,7 @@ class Run:
         self._places: PlaceWatch | None = None
         self.trackers = Trackers([], self.progress.say)
         self._completed = False
-        self._interrupts = 0
+        self._interrupts = Interrupts()
         self._events = 0
 
     def execute(self) -> Path:
@@ -116,7 +114,7 @@ class Run:
             stack.callback(self._write_page)
             stack.callback(self.progress.close)
             stack.callback(self._close_trackers)
-            stack.enter_context(self._signals())
+            stack.enter_context(self._interrupts.caught())
             try:
                 self._execute(stack)
             except JobError:
@@ -144,7 +142,7 @@ class Run:
         namespace = f"sharpening-{label(self.folder.path.name)}-{uuid.uuid4().hex[:6]}"
         connection = cluster.connect(self.options, namespace)
         stack.callback(connection.close)
-        self._catch_signals()
+        self._interrupts.catch()  # again: Ray, when it starts, takes SIGTERM for itself
         self._start(stack, connection, namespace)
         report = Report(self.options, self.folder)
         own = OwnPrompts(self.options, self.folder, report.headline)
@@ -200,6 +198,7 @@ class Run:
             if note:
                 self.progress.say(note)
         self.coordinator = launch.start_coordinator(plan)
+        self._interrupts.patient = True
         launch.start_actors(plan)
         rewards = Rewards(plan, self.coordinator)
         rewards.start()
@@ -232,7 +231,7 @@ class Run:
 
         reference = self.coordinator.status.remote(self._events)
         while not ray.wait([reference], timeout=POLL)[0]:
-            self._heed_second_interrupt()
+            self._interrupts.heed_second()
         try:
             status = ray.get(reference)
             if self.trackers and status["updates_done"] > self.trackers.updates:
@@ -308,7 +307,7 @@ class Run:
         try:
             write_page(self.folder.path, self.folder.path / PAGE)
         except Exception as error:
-            how = f"python rayjobs/report.py {shlex.quote(str(self.folder.path))}"
+            how = report_command(self.folder)
             self.progress.say(f"{PAGE} was not written ({last_line(error)}); make it with {how}")
 
     def _close_trackers(self) -> None:
@@ -321,44 +320,13 @@ class Run:
 
     # -- ending early --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the first Ctrl-C or SIGTERM end the run in good order, and the second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._catch_signals()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _catch_signals(self) -> None:
-        """Take the signals over; again after Ray has started, which takes SIGTERM for itself."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        def note(signum: int, frame: Any) -> None:
-            self._interrupts += 1
-            if self._interrupts > 1 or self.coordinator is None:
-                raise KeyboardInterrupt
-
-        for number in SIGNALS:
-            signal.signal(number, note)
-
     def _heed_interrupt(self) -> None:
         """After a signal: let the learner write a checkpoint, then end."""
-        if not self._interrupts:
+        if not self._interrupts.count:
             return
         self.coordinator.stop.remote(INTERRUPTED, "interrupted; a second time ends at once, without a checkpoint")
         self._settle()
         raise KeyboardInterrupt
-
-    def _heed_second_interrupt(self) -> None:
-        if self._interrupts > 1:
-            raise KeyboardInterrupt
 
     def _settle(self) -> None:
         """Give the learner group time to end by itself: it writes a checkpoint when its weights are sound."""
@@ -366,7 +334,7 @@ class Run:
         while self.training is not None and self.training.is_alive() and time.monotonic() < deadline:
             self.training.join(POLL)
             self._status()
-            self._heed_second_interrupt()
+            self._interrupts.heed_second()
 
     def _end(self, stop: Stop) -> BaseException:
         return KeyboardInterrupt() if stop.kind == INTERRUPTED else self._stopped(stop.reason)
@@ -375,21 +343,8 @@ class Run:
         return RunStopped(reason, self._how_to_resume())
 
     def _how_to_resume(self) -> str:
-        """The command that goes on from the last checkpoint; empty when there is none."""
-        found = checkpoints.listed(self.folder.checkpoints)
-        if not found:
-            return ""
-        config = shlex.quote(str(self.folder.path / "config.json"))
-        command = f"python rayjobs/{program(self.options.method)} --config {config}"
-        if self.mirror is not None:
-            command += f" --output_dir {shlex.quote(str(self.options.output_dir))}"
-            command += f" --local_dir {shlex.quote(str(self.folder.path))}"
-        return f"{command} --resume_from_checkpoint {shlex.quote(str(found[-1]))}"
-
-
-def program(method: str) -> str:
-    """The job's file that runs a method."""
-    return f"{method}.py" if method in ("rlhf", "sft") else "finetune.py"
+        address = self.options.output_dir if self.mirror else None
+        return resume_command(self.options.method, self.folder, address)
 
 
 def open_folder(options: JobOptions) -> RunFolder:

@@ -19,6 +19,7 @@ import ray.train
 from rayjobs.options import JobOptions
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.experience import Share
+from rayjobs.runtime.ranks import Ranks
 from rayjobs.runtime.state import DISK, NOT_FINITE, SOUND, Stop, last_line
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Learner:
         from rayjobs.runtime.engine import build_engine
 
         context = ray.train.get_context()
-        self.spec, self.rank, self.world = spec, context.get_world_rank(), context.get_world_size()
+        self.spec = spec
+        self.ranks = Ranks(context.get_world_rank(), context.get_world_size(), spec.device)
         torch.set_num_threads(spec.options.learner_threads)
         torch.backends.cuda.matmul.allow_tf32 = spec.options.allow_tf32
         self._folder = Path(spec.checkpoints)
@@ -108,13 +110,12 @@ class Learner:
         if path is not None:
             rows = self._restore(path)
         weights = self._weights(self.update) if self.update else None
-        answer: list[Any] = [None]
-        if self.rank == 0:
+        answer: tuple[int, Stop | None] | None = None
+        if self.ranks.leads:
             if weights is not None:
                 self._remember(self.update, weights)
-            begun = self.spec.coordinator.begin.remote(self.update, self._published, rows)
-            answer = [ray.get(begun)]
-        self._attempt, stop = self._broadcast(answer)
+            answer = ray.get(self.spec.coordinator.begin.remote(self.update, self._published, rows))
+        self._attempt, stop = self.ranks.told(answer)
         return stop
 
     def _restore(self, path: Path) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ class Learner:
 
         state, rows = checkpoints.read(path)
         load_state(self._engine, path)
-        if self.rank == 0:
+        if self.ranks.leads:
             self._average = checkpoints.average(path, self.spec.options.ema_decay)
             self._published = {v: weights.read(path / f"version-{v:06d}.safetensors") for v in state.versions}
         self.update = self._saved = state.update
@@ -151,12 +152,12 @@ class Learner:
         row = self._learn(experience)
         learnt = time.perf_counter()
         if isinstance(row, Stop):
-            if self.rank == 0:
+            if self.ranks.leads:
                 ray.get(self.spec.coordinator.stop.remote(row.kind, row.reason))
             return row
         weights = self._weights(self.update + 1)
-        stop: list[Any] = [None]
-        if self.rank == 0:
+        stop: Stop | None = None
+        if self.ranks.leads:
             row |= {
                 "seconds_wait": waited - started,
                 "seconds_learn": learnt - waited,
@@ -164,9 +165,9 @@ class Learner:
             }
             self._remember(self.update + 1, weights)
             finished = self.spec.coordinator.finish.remote(self._attempt, self.update, row, weights)
-            stop = [ray.get(finished)]
+            stop = ray.get(finished)
         self.update += 1
-        answer: Stop | None = self._broadcast(stop) if self.world > 1 else stop[0]
+        answer: Stop | None = self.ranks.told(stop)
         if answer is None and self._due():
             answer = self.checkpoint()
         return answer
@@ -191,14 +192,14 @@ class Learner:
     def _experience(self) -> "Experience | Stop":
         """This rank's share of the update; what was lost with a node is made again, and all ranks wait for it."""
         while True:
-            asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.rank, self.world)
+            asked = self.spec.coordinator.next.remote(self._attempt, self.update, self.ranks.rank, self.ranks.world)
             shares: list[Share] | Stop = ray.get(asked)
             if isinstance(shares, Stop):
                 return shares
             experience, lost = self._fetch(shares)
             if lost:
                 ray.get(self.spec.coordinator.lost.remote(self._attempt, self.update, lost))
-            if self._all(experience is not None):
+            if self.ranks.all(experience is not None):
                 assert experience is not None
                 return experience
 
@@ -235,7 +236,7 @@ class Learner:
             if isinstance(metrics, Stop):
                 return metrics
             steps.append(metrics)
-        own = {"learning_rate": rate, "nfe_learn": self._sum(module.policy.nfe - nfe)}
+        own = {"learning_rate": rate, "nfe_learn": self.ranks.sum(module.policy.nfe - nfe)}
         return mean_metrics((metrics, 1.0) for metrics in steps) | own | memory(self.spec.device)
 
     def _step(self, experience: "Experience") -> dict[str, float] | Stop:
@@ -254,11 +255,11 @@ class Learner:
             engine.backward(loss)
             if index < len(batches) - 1:
                 engine.step()  # only counts the pass
-        if not self._all(finite):
+        if not self.ranks.all(finite):
             return Stop(NOT_FINITE, f"the loss of update {self.update} is not finite; {REMEDY}")
-        metrics = self._mean(mean_metrics(collected))
+        metrics = self.ranks.mean(mean_metrics(collected))
         grad_norm = apply_gradients(engine)
-        if not self._all(math.isfinite(grad_norm)):
+        if not self.ranks.all(math.isfinite(grad_norm)):
             return Stop(NOT_FINITE, f"the gradient of update {self.update} is not finite; {REMEDY}")
         return metrics | {"grad_norm": grad_norm}
 
@@ -273,8 +274,8 @@ class Learner:
         from rayjobs.runtime.weights import pack
 
         with whole_weights(self._engine):
-            state = self._module.policy.trainable_state() if self.rank == 0 else {}
-        if self.rank:
+            state = self._module.policy.trainable_state() if self.ranks.leads else {}
+        if not self.ranks.leads:
             return np.empty(0, np.uint8)
         if self.spec.options.use_ema:
             average = self._averaged(made, state)
@@ -319,21 +320,21 @@ class Learner:
             return None
         partial = checkpoints.partial_for(self._folder, self.update)
         try:
-            if self.rank == 0:
+            if self.ranks.leads:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            self._all(True)
+            self.ranks.all(True)
             save_state(self._engine, partial, self.update)
-            if self.rank == 0:
+            if self.ranks.leads:
                 checkpoints.keep_average(partial, self._average)
                 self._write_versions(partial)
                 checkpoints.keep_round(partial, self._round_state)
-            self._all(True)
-            if self.rank == 0:
+            self.ranks.all(True)
+            if self.ranks.leads:
                 rows = ray.get(self.spec.coordinator.rows.remote())
-                state = checkpoints.TrainerState(self.update, self.world, self._stale_versions())
+                state = checkpoints.TrainerState(self.update, self.ranks.world, self._stale_versions())
                 checkpoints.complete(self._folder, state, rows)
-            self._all(True)
+            self.ranks.all(True)
             path = checkpoints.path_for(self._folder, self.update)
             ray.train.report(
                 {"update": self.update},
@@ -341,13 +342,13 @@ class Learner:
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             )
             self._saved = self.update
-            if self.rank == 0:
+            if self.ranks.leads:
                 checkpoints.prune(self._folder, self.spec.options.checkpoints_total_limit)
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = f"checkpoint {self.update} could not be written to {self._folder}: {_disk_reason(error)}"
             ray.get(self.spec.coordinator.stop.remote(DISK, reason))
-            if self.world > 1:
+            if self.ranks.world > 1:
                 raise
             return Stop(DISK, reason)
         return None
@@ -361,36 +362,6 @@ class Learner:
 
         for version in self._stale_versions():
             weights.write(self._published[version], folder / f"version-{version:06d}.safetensors")
-
-    # -- agreement between ranks ---------------------------------------------------------------------------------
-
-    def _reduce(self, value: float, operation: str) -> float:
-        import torch
-        import torch.distributed as dist
-
-        if self.world == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.spec.device)
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
-        return float(tensor.item())
-
-    def _all(self, holds: bool) -> bool:
-        """Whether something holds on every rank; also a barrier."""
-        return self._reduce(float(holds), "MIN") > 0
-
-    def _sum(self, value: float) -> float:
-        return self._reduce(value, "SUM")
-
-    def _mean(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Means over the ranks' equal shares."""
-        return {name: self._reduce(value, "SUM") / self.world for name, value in metrics.items()}
-
-    def _broadcast(self, value: list[Any]) -> Any:
-        import torch.distributed as dist
-
-        if self.world > 1:
-            dist.broadcast_object_list(value, src=0)
-        return value[0]
 
 
 REMEDY = "lower --learning_rate, or --beta where the method has one"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayjobs.commands import program
 from rayjobs.options import EMBEDDED, PLACES, JobOptions
 from rayjobs.runtime.state import last_line
 from rayjobs.sharing import repository
@@ -86,8 +87,6 @@ def command(asked: JobOptions) -> str:
     Returns:
         The job and every option that differs from its default, but those that say where a run is.
     """
-    from rayjobs.runtime.driver import program
-
     file = program(asked.method)
     words = ["python", f"rayjobs/{file}", *(["--method", asked.method] if file == "finetune.py" else [])]
     for name, field in type(asked).model_fields.items():

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayjobs.commands import program
 from rayjobs.errors import JobError
-from rayjobs.runtime.driver import program
 from rayjobs.runtime.state import last_line
 from rayjobs.sweeping.plots import heat_map, reward_against_nfe
 from rayjobs.sweeping.space import Point, label, run_name
