@@ -24,6 +24,9 @@ if "RAY_AUTH_MODE" not in os.environ:  # read when Ray is imported; left alone, 
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
+# A run starts a dozen processes, and each would compile this project for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Ray's workers are nice by default, so that on a machine that does anything else they starve, and tests with them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

@@ -133,7 +133,7 @@ def shared_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.setenv("RAY_metrics_report_interval_ms", "5000")  # each time every process tells all it counts
         for name, value in (SETTINGS | OWN).items():
             patch.setenv(name, value)
         import ray

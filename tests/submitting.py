@@ -13,8 +13,11 @@ from pathlib import Path
 
 import httpx
 
+from rayjobs.runtime.cluster import TOO_SLOW
 from tests.runs import PATIENCE_S, ROOT, wait_for
 
+RUNS = "Ray runtime started"
+"""What `ray start` says once the head runs."""
 SECRETS = {"HF_TOKEN": "hf_s3cretOfTheHub", "OPENAI_API_KEY": "sk-s3cretOfTheGrader"}
 
 
@@ -65,22 +68,40 @@ def head(home: Path, log: Path) -> Iterator[Head]:
     command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
                "--dashboard-port", str(dashboard),
                "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]  # fmt: skip
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=home, env=environment, start_new_session=True, stdout=stream, stderr=subprocess.STDOUT
-        )
+    process = _started(command, home, environment, log)
+    try:
         found = Head(f"http://127.0.0.1:{dashboard}", environment, process.pid)
-        try:
-            wait_for(lambda: process.poll() is not None or _answers(found), "the dashboard")
-            assert process.poll() is None, log.read_text()
-            yield found
-        finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE_S)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+        wait_for(lambda: process.poll() is not None or _answers(found), "the dashboard")
+        assert process.poll() is None, log.read_text()
+        yield found
+    finally:
+        _end(process)
+
+
+def _started(command: list[str], home: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """The head, once `ray start` says that it runs: one that it gives up answers before, and ends a moment later."""
+    for last in (False, False, True):
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, cwd=home, env=environment | {"PYTHONUNBUFFERED": "1"}, start_new_session=True, stdout=stream,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        wait_for(lambda: process.poll() is not None or RUNS in log.read_text(), "`ray start`")  # noqa: B023
+        if process.poll() is None:
+            break
+        said = log.read_text()
+        assert TOO_SLOW in said, said
+        assert not last, said
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers(head: Head) -> bool:

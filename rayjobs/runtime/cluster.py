@@ -30,6 +30,9 @@ OWN = {
     # A Ray of our own has no dashboard and a few processes, and what watches them takes a tenth of a core.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # milliseconds between two looks at every process of the machine
+    # Nobody reads what processes print but in their files; Ray would list those ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # seconds between two looks of Serve at its replicas
     # Its learners share the machine: what they send one another need not leave it, whatever the machine's name means.
     "GLOO_SOCKET_IFNAME": "lo",
