@@ -20,7 +20,6 @@ __all__ = ["local_ray", "models"]  # fixtures
 UPDATES = 5
 REWARD = {"reward": "tests.own_rewards:Brightness", "reward_model": None}  # one that starts quickly
 RATES = (1e-6, 1e-2, 1e30)
-FIRST, SECOND = ({"branches": n, "temperature": 0.0} for n in (2, 3))
 
 
 def start(home: Path, *arguments: str, joins: bool = True) -> subprocess.Popen[str]:
@@ -37,49 +36,35 @@ def start(home: Path, *arguments: str, joins: bool = True) -> subprocess.Popen[s
     )  # fmt: skip
 
 
-def test_a_run_that_fails_and_a_killed_sweep_go_on(models: Models, local_ray: None, tmp_path: Path) -> None:
+def test_a_run_that_fails_goes_on_from_its_newest_checkpoint(models: Models, local_ray: None, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    first, second = (folder / "runs" / run_name(point, 0) for point in (FIRST, SECOND))
+    only = folder / "runs" / run_name({"branches": 2, "temperature": 0.0}, 0)
     job = runs.flags(
         models, folder, output_dir=None, skip_evaluation=None, branches=None, **REWARD, max_train_steps=UPDATES,
         checkpointing_steps=1, max_failures=0, eval_prompts=6, eval_steps=2, eval_guidance_scales=1,
         validation_steps=2, validation_prompts=4,
     )  # fmt: skip
-    space = ["--branches", "2", "3", "--temperature", "0", "--max_concurrent_trials", "1"]
+    space = ["--branches", "2", "--temperature", "0", "--max_concurrent_trials", "1"]
     process = start(tmp_path, *space, "--output_dir", str(folder), "--", *job)
-    try:
-        runs.wait_for(lambda: process.poll() is not None or len(runs.read_metrics(first)) >= 2, "the first run")
-        assert process.poll() is None, process.communicate()[0]
-        runs.kill_process("ray::RayTrainWorker")
-        runs.wait_for(lambda: process.poll() is not None or (second / "config.json").exists(), "the second run")
-        assert process.poll() is None, process.communicate()[0]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-    said = process.communicate()[0]
-    assert "branches=2 temperature=0 seed=0 failed and goes on from its newest checkpoint" in said
-    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
-    assert first / "summary.json" in before
-
-    process = start(tmp_path, "--resume", "--output_dir", str(folder))
+    runs.wait_for(lambda: process.poll() is not None or len(runs.read_metrics(only)) >= 2, "two updates")
+    assert process.poll() is None, process.communicate()[0]
+    runs.kill_process("ray::RayTrainWorker")
     said = runs.finish_process(process)
     assert process.returncode == 0, said
-    assert "1/2 ended; branches=3 temperature=0 seed=0 starts" in said  # it has not forgotten the first
-    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
-    for run in (first, second):
-        runs.check_whole(run, UPDATES)
-    rows = pq.read_table(folder / "results.parquet").to_pylist()
-    assert [(row["branches"], row["status"]) for row in rows] == [(2, "finished"), (3, "finished")]
+    assert "branches=2 temperature=0 seed=0 failed and goes on from its newest checkpoint" in said
+    runs.check_whole(only, UPDATES)
+    (row,) = pq.read_table(folder / "results.parquet").to_pylist()
+    assert (row["branches"], row["status"]) == (2, "finished")
     assert "best: python rayjobs/rlhf.py --config" in said
     best = parse(["--config", str(folder / "best.json")])
-    assert (best.max_train_steps, best.served_rewards) == (UPDATES, None)
-    assert max(rows, key=lambda row: row["gain_mean"])["branches"] == best.branches
+    assert (best.branches, best.max_train_steps, best.served_rewards) == (2, UPDATES, None)
 
 
 def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(models: Models, tmp_path: Path) -> None:
     """Of three runs one comes to its end; one falls behind it, and one's loss is no number.
 
-    The sweep is killed in between, and the second is held against what the first had reached before. Its own Ray has
-    room for one run, which the last of them needs.
+    The sweep is killed in between: what is finished stays as it is, and the second is held against what the first had
+    reached before. Its own Ray has room for one run, which the last of them needs.
     """
     folder = tmp_path / "drawn"
     job = runs.flags(
@@ -98,9 +83,15 @@ def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(model
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    first = folder / "runs" / run_name({"branches": 3, "temperature": 0.0, "learning_rate": RATES[1]}, 1)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert first / "summary.json" in before
     process = start(tmp_path, "--resume", "--output_dir", str(folder), joins=False)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
+    assert "1/3 ended; " in said  # it has not forgotten the first
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == before
+    runs.check_whole(first, UPDATES)
     rows = {row["learning_rate"]: row for row in pq.read_table(folder / "results.parquet").to_pylist()}
     slow, fast, wild = (rows[rate] for rate in RATES)
     assert [row["status"] for row in (slow, fast, wild)] == ["stopped early", "finished", "failed"]
