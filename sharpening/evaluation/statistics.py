@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -69,6 +68,8 @@ def interval(values: ArrayLike) -> Interval:
         raise ValueError(f"an interval needs a row of at least two numbers, got shape {numbers.shape}")
     if not np.isfinite(numbers).all():
         raise ValueError(f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} numbers are not finite")
+    from scipy.special import stdtrit  # an eighth of what a coordinator imports, which has no interval to compute
+
     mean = float(numbers.mean())
     spread = float(numbers.std(ddof=1)) / len(numbers) ** 0.5
     half = float(stdtrit(len(numbers) - 1, (1 + CONFIDENCE) / 2)) * spread
