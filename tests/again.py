@@ -11,7 +11,8 @@ import torch
 
 from rayjobs.rewards import load_in_process, reward_plans
 from rayjobs.runtime import checkpoints
-from rayjobs.runtime.experience import HandOver, Summary, rollout_row
+from rayjobs.runtime.experience import Summary, rollout_row
+from rayjobs.runtime.hand_over import HandOver
 from sharpening.data.prompts import Stream
 from sharpening.data.source import PromptSource
 from sharpening.methods.base import Seeds

@@ -22,8 +22,9 @@ from rayjobs.runtime.accounts import Accounts
 from rayjobs.runtime.counters import RunCounters
 from rayjobs.runtime.data_notes import DataNotes
 from rayjobs.runtime.dispatch import Dispatcher
-from rayjobs.runtime.experience import HandOver, RoundTask, Share, rollout_row
+from rayjobs.runtime.experience import RoundTask, Share, rollout_row
 from rayjobs.runtime.gauges import RunGauges
+from rayjobs.runtime.hand_over import HandOver
 from rayjobs.runtime.state import BROKEN, DISK, Progress, RunState, Stop
 from rayjobs.runtime.weights import Versions
 from sharpening.data.bucket_stream import stream_of

@@ -11,7 +11,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from rayjobs.runtime.experience import Depth, Summary
+from rayjobs.runtime.experience import Summary
+from rayjobs.runtime.hand_over import Depth
 from rayjobs.runtime.labels import label
 
 # name: (labels beside `run`, help)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
+from rayjobs.runtime.experience import RolloutTask, Summary
+from rayjobs.runtime.hand_over import HandOver
 from rayjobs.runtime.state import BROKEN, FAILED_SHARE, REWARD, Progress, RunState, Stop, last_line
 from rayjobs.runtime.weights import Versions
 from sharpening.rewards.base import RewardUnavailable

@@ -13,7 +13,8 @@ from functools import partial
 
 import numpy as np
 
-from rayjobs.runtime.experience import HandOver, RolloutTask, Summary
+from rayjobs.runtime.experience import RolloutTask, Summary
+from rayjobs.runtime.hand_over import HandOver
 from rayjobs.runtime.weights import Versions
 from rayjobs.simulation.events import Clock, Line, Station, Then
 from rayjobs.simulation.routing import MEMORY_S, Handle

@@ -27,7 +27,8 @@ class Counting:
         """Two rollouts with three dropped prompts, an evaluation, an update."""
         from types import SimpleNamespace
 
-        from rayjobs.runtime.experience import Depth, Summary
+        from rayjobs.runtime.experience import Summary
+        from rayjobs.runtime.hand_over import Depth
 
         none = np.zeros((0, 2))
         spent, nfe = {"generate": 1.5}, {"rollout": 10, "reference": 0}

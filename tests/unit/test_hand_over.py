@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayjobs.runtime.experience import Depth, HandOver, RolloutTask, Share, Summary, rollout_row
+from rayjobs.runtime.experience import RolloutTask, Share, Summary, rollout_row
+from rayjobs.runtime.hand_over import Depth, HandOver
 from sharpening.slots import TooManyFailures
 
 K = 2  # groups a prompt

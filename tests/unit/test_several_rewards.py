@@ -15,8 +15,9 @@ import torch
 from rayjobs.options import RLHFOptions
 from rayjobs.runtime.coordinator import Coordinator, CoordinatorSpec
 from rayjobs.runtime.evaluation import JUDGE, EvaluationPart, EvaluationTask, draw, results
-from rayjobs.runtime.experience import HandOver, Summary, rollout_row
+from rayjobs.runtime.experience import Summary, rollout_row
 from rayjobs.runtime.gauges import RunGauges
+from rayjobs.runtime.hand_over import HandOver
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.progress import describe
 from rayjobs.runtime.report import Report
