@@ -9,7 +9,7 @@ from rayjobs.errors import OptionError
 
 if TYPE_CHECKING:
     from rayjobs.options import JobOptions
-    from rayjobs.runtime.cluster import Reservations
+    from rayjobs.runtime.reservations import Reservations
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LABEL = re.compile(rf"(?:[A-Za-z0-9.-]{{1,253}}/)?{_NAME}={_NAME}")  # as Kubernetes has them, and Ray
@@ -130,17 +130,17 @@ def reserve(
     Raises:
         OptionError: If no node carries a label, or the learners outnumber the CPUs or GPUs of their nodes.
     """  # noqa: DOC502
-    from rayjobs.runtime import cluster
+    from rayjobs.runtime import reservations
 
     labels = {ROLLOUT: options.rollout_nodes, LEARNER: options.learner_nodes}
     groups = {name: carrying(name, label, nodes) if label else list(nodes) for name, label in labels.items()}
     have = {name: _together(groups[name]) if label else resources for name, label in labels.items()}
     cpus = {name: _cpus(group) for name, group in groups.items()}
     if options.rollout_nodes == options.learner_nodes:  # one group, or no labels at all
-        return cluster.reserve(options, have[LEARNER], gpu, cpus[LEARNER])
-    others = cluster.reserve(options.model_copy(update={"num_learners": 0}), have[ROLLOUT], gpu, cpus[ROLLOUT])
+        return reservations.reserve(options, have[LEARNER], gpu, cpus[LEARNER])
+    others = reservations.reserve(options.model_copy(update={"num_learners": 0}), have[ROLLOUT], gpu, cpus[ROLLOUT])
     alone = {"num_rollout_actors": 0, "reward_replicas": 0}
-    learners = cluster.reserve(options.model_copy(update=alone), have[LEARNER], gpu, cpus[LEARNER])
+    learners = reservations.reserve(options.model_copy(update=alone), have[LEARNER], gpu, cpus[LEARNER])
     gpus = (others.gpus[0], learners.gpus[1], others.gpus[2])
     notes = [found.note for found in (others, learners) if found.part < 1]
     return replace(others, learner=learners.learner, gpus=gpus, note="; ".join(notes))

@@ -17,7 +17,7 @@ from rayjobs.comparison.trainings import COST, SUMMARY, Training, Trainings
 from rayjobs.options.reward import RewardOptions
 from rayjobs.rewards import reward_plans
 from rayjobs.runtime.evaluation import choose
-from rayjobs.runtime.training_data import PAIRS
+from rayjobs.runtime.ranked import PAIRS
 from sharpening.evaluation.comparison.records import SystemCost
 
 BATCH = 24  # images a task

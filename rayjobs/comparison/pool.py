@@ -8,7 +8,7 @@ from rayjobs.comparison.actor import EvaluationActor
 from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
 from rayjobs.options.cluster import RayOptions
 from rayjobs.rewards import RewardPlan
-from rayjobs.runtime import cluster
+from rayjobs.runtime import cluster, reservations
 from rayjobs.runtime.rewards import app_names, app_options, serve_rewards, served
 from sharpening.rewards.mix import Mix
 
@@ -97,7 +97,7 @@ def pool(
             ray.remote(EvaluationActor).options(
                 name=f"sharpening/{name}/judge-{index}", num_cpus=each, num_gpus=gpus, max_restarts=RETRIES,
                 max_task_retries=RETRIES, scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": cluster.thread_environment(threads, count * threads, resources["CPU"])},
+                runtime_env={"env_vars": reservations.thread_environment(threads, count * threads, resources["CPU"])},
             ).remote(f"sharpening/{name}/judge-{index}", device, threads, score, grader)
             for index in range(count)
         ]  # fmt: skip

@@ -17,7 +17,7 @@ from rayjobs.options import JobOptions, options_class
 from rayjobs.options.cluster import RayOptions, cluster_to_join
 from rayjobs.options.model import ModelOptions
 from rayjobs.runtime import checkpoints
-from rayjobs.runtime.training_data import PAIRS
+from rayjobs.runtime.ranked import PAIRS
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE_BY_SIDE = 2  # jobs

@@ -16,7 +16,7 @@ from rayjobs.commands import report_command, resume_command
 from rayjobs.errors import JobError, OptionError, RunStopped
 from rayjobs.mirror import worker as mirror
 from rayjobs.options import JobOptions, PairOptions
-from rayjobs.runtime import cluster, launch, models
+from rayjobs.runtime import cluster, launch, models, reservations
 from rayjobs.runtime.evaluation import EvaluationPart
 from rayjobs.runtime.held_out import HeldOut
 from rayjobs.runtime.interrupts import Interrupts
@@ -27,10 +27,11 @@ from rayjobs.runtime.own_prompts import OwnPrompts, own_grid_name
 from rayjobs.runtime.places import PlaceWatch
 from rayjobs.runtime.progress import ProgressLine
 from rayjobs.runtime.publishing import publish
+from rayjobs.runtime.ranked import PAIRS, rank_tasks, training_source, write_ranked
 from rayjobs.runtime.report import Report
 from rayjobs.runtime.rewards import Rewards
 from rayjobs.runtime.state import INTERRUPTED, Stop, last_line
-from rayjobs.runtime.training_data import PAIRS, rank_tasks, source_note, training_source, write_ranked
+from rayjobs.runtime.training_data import source_note
 from rayjobs.tracking import Trackers, open_trackers
 from sharpening.evaluation.run_folder import RunFolder, RunFolderError
 
@@ -42,7 +43,7 @@ GRACE = 120.0  # seconds that an interrupted learner has to finish its update an
 
 def run(
     options: JobOptions,
-    reserved: cluster.Reservations | None = None,
+    reserved: reservations.Reservations | None = None,
     observe: Observer | None = None,
     asked: JobOptions | None = None,
 ) -> Path:
@@ -79,7 +80,7 @@ class Run:
     def __init__(
         self,
         options: JobOptions,
-        reserved: cluster.Reservations | None = None,
+        reserved: reservations.Reservations | None = None,
         observe: Observer | None = None,
         asked: JobOptions | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolv
 from rayjobs.options import JobOptions
 from rayjobs.placement import selector, spread
 from rayjobs.rewards import RewardPlan, reward_plans
-from rayjobs.runtime import checkpoints, cluster, models
+from rayjobs.runtime import checkpoints, models, reservations
 from rayjobs.runtime.rewards import app_names, served
 from sharpening.evaluation.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ class Plan:
     name: str
     namespace: str
     device: str
-    reserved: cluster.Reservations
+    reserved: reservations.Reservations
     cpus: float
     source: "Source | None"
     actors: dict[str, Any] = field(default_factory=dict)
@@ -91,8 +91,8 @@ class Plan:
             Variables for their runtime environment.
         """
         options = self.options
-        at_a_time = cluster.threads_wanted(options) if options.staleness else each * processes
-        return cluster.thread_environment(each, at_a_time, self.cpus)
+        at_a_time = reservations.threads_wanted(options) if options.staleness else each * processes
+        return reservations.thread_environment(each, at_a_time, self.cpus)
 
 
 def start_coordinator(plan: Plan) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs.placement import selector
 from rayjobs.rewards import RewardPlan
+from rayjobs.runtime.ranked import ranked_pairs
 from rayjobs.runtime.state import REWARD, last_line
-from rayjobs.runtime.training_data import ranked_pairs
 from sharpening.rewards.mix import Mix
 
 if TYPE_CHECKING:

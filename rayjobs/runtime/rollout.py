@@ -17,7 +17,7 @@ from sharpening.options import TrainingOptions
 from sharpening.startup import loading
 
 if TYPE_CHECKING:
-    from rayjobs.runtime.training_data import RankTask
+    from rayjobs.runtime.ranked import RankTask
     from sharpening.data.reading import Reading
     from sharpening.data.source import Source
     from sharpening.methods.base import Experience

@@ -11,7 +11,7 @@ from typing import Any
 from rayjobs import machine, placement
 from rayjobs.options import JobOptions
 from rayjobs.rewards import RewardPlan, reward_plans
-from rayjobs.runtime import cluster
+from rayjobs.runtime import cluster, reservations
 from rayjobs.runtime.labels import label
 from rayjobs.runtime.rewards import app_names, app_options, serve_rewards
 from rayjobs.sweeping.options import SweepOptions
@@ -72,7 +72,7 @@ class Sweep:
 
     def _threads(self) -> int:
         """Compute threads of one run; its rewards are everybody's."""
-        return cluster.threads_wanted(self.job.model_copy(update={"served_rewards": "shared"}))
+        return reservations.threads_wanted(self.job.model_copy(update={"served_rewards": "shared"}))
 
     def _at_a_time(self, resources: dict[str, float] | None) -> int:
         """Runs at a time: as the user says, or as many as there is room for, and at least one."""
@@ -86,7 +86,7 @@ class Sweep:
             room = min(room, resources["GPU"] / (self.job.num_learners + self.job.num_rollout_actors))
         return max(1, math.floor(room))
 
-    def _reserve(self, at_a_time: int) -> cluster.Reservations:
+    def _reserve(self, at_a_time: int) -> reservations.Reservations:
         """What each process of a run reserves, when so many runs share the cluster with the rewards."""
         import ray
 
@@ -99,7 +99,7 @@ class Sweep:
         found = placement.reserve(alone, ray.nodes(), share | {"CPU": part * self._threads()}, gpu)
         return replace(found, reward=found.cpus(self.job.reward_threads))
 
-    def _serve(self, served: str, reserved: cluster.Reservations, stack: ExitStack) -> None:
+    def _serve(self, served: str, reserved: reservations.Reservations, stack: ExitStack) -> None:
         """Start the rewards that all runs ask."""
         from reward_servers.applications import stop_reward_app
 

@@ -13,7 +13,7 @@ from typing import Any
 from rayjobs.options import JobOptions
 from rayjobs.resume import LATEST
 from rayjobs.runtime import checkpoints
-from rayjobs.runtime.cluster import Reservations
+from rayjobs.runtime.reservations import Reservations
 from rayjobs.sweeping.space import Point, Space, run_name
 from rayjobs.validation import validate
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayjobs.runtime.driver import run
-from rayjobs.runtime.training_data import PAIRS, training_source
+from rayjobs.runtime.ranked import PAIRS, training_source
 from sharpening.data.pairs import CAPTION, PairFile
 from sharpening.evaluation.run_folder import RunFolder
 from sharpening.loop import train_in_process

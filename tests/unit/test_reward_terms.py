@@ -12,7 +12,7 @@ from rayjobs.options import JobOptions, RLHFOptions
 from rayjobs.options.reward import RewardOptions
 from rayjobs.resume import check_resume
 from rayjobs.rewards import check_terms, reward_plans, settle_config
-from rayjobs.runtime.cluster import reserve, threads_wanted
+from rayjobs.runtime.reservations import reserve, threads_wanted
 from rayjobs.runtime.rewards import ReplicaWatch, app_names, app_options
 from sharpening.rewards import REWARDS
 from sharpening.rewards.terms import Term, TermError, check_importable, parse_names, parse_terms, reward_column, worded

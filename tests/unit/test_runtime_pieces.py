@@ -15,7 +15,7 @@ from rayjobs import placement
 from rayjobs.command_line import parse
 from rayjobs.errors import OptionError
 from rayjobs.options import RLHFOptions
-from rayjobs.runtime import checkpoints, cluster, weights
+from rayjobs.runtime import checkpoints, cluster, reservations, weights
 from rayjobs.runtime.evaluation import choose, plan
 from rayjobs.runtime.places import PlaceWatch
 from rayjobs.runtime.progress import ProgressLine
@@ -151,15 +151,16 @@ def test_looks_at_held_out_prompts_get_one_line_and_not_one_a_task() -> None:
 
 def test_reservations_fit_the_cluster() -> None:
     options = RLHFOptions(num_rollout_actors=2, rollout_threads=1, num_learners=1, learner_threads=2, reward_threads=1)
-    roomy = cluster.reserve(options, {"CPU": 8.0}, gpu=False)
+    roomy = reservations.reserve(options, {"CPU": 8.0}, gpu=False)
     assert (roomy.rollout, roomy.learner, roomy.reward, roomy.note) == (1.0, 2.0, 1.0, "")
-    tight = cluster.reserve(options, {"CPU": 2.0}, gpu=False)
+    tight = reservations.reserve(options, {"CPU": 2.0}, gpu=False)
     assert 2 * tight.rollout + tight.learner + tight.reward <= 2.0
     assert "5 threads share 2 CPUs" in tight.note
-    shared = cluster.reserve(options, {"CPU": 2.0}, gpu=False, nodes=[8.0])  # a run of a sweep, and its part of a node
+    # A run of a sweep, and its part of a node.
+    shared = reservations.reserve(options, {"CPU": 2.0}, gpu=False, nodes=[8.0])
     assert 2 * shared.rollout + shared.learner + shared.reward <= 2.0
     with pytest.raises(OptionError, match="num_learners"):
-        cluster.reserve(options.model_copy(update={"num_learners": 3}), {"CPU": 2.0}, gpu=False)
+        reservations.reserve(options.model_copy(update={"num_learners": 3}), {"CPU": 2.0}, gpu=False)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_reservations_fit_the_cluster() -> None:
 )
 def test_every_process_finds_a_place_whichever_nodes_the_others_are_on(nodes: list[int], sizes: dict[str, int]) -> None:
     options = RLHFOptions(**({"num_rollout_actors": 1, "learner_threads": 2, "reward_threads": 1} | sizes))
-    found = cluster.reserve(options, {"CPU": float(sum(nodes))}, gpu=False, nodes=nodes)
+    found = reservations.reserve(options, {"CPU": float(sum(nodes))}, gpu=False, nodes=nodes)
     wanted = [found.rollout] * options.num_rollout_actors + [found.learner] * options.num_learners + [found.reward]
     chance = random.Random(0)
     for _ in range(300):
@@ -209,10 +210,10 @@ def test_learners_that_wait_for_a_place_are_told_of_once_and_so_is_the_end_of_it
 
 def test_a_learner_has_more_than_half_a_gpu_to_itself() -> None:
     options = RLHFOptions(num_rollout_actors=2, num_learners=2)
-    rollout, learner, reward = cluster.reserve(options, {"CPU": 16.0, "GPU": 2.0}, gpu=True).gpus
+    rollout, learner, reward = reservations.reserve(options, {"CPU": 16.0, "GPU": 2.0}, gpu=True).gpus
     assert learner > 0.5
     assert 2 * rollout + 2 * learner + reward <= 2.0
-    assert cluster.reserve(options, {"CPU": 16.0, "GPU": 8.0}, gpu=True).gpus == (1.0, 1.0, 1.0)
+    assert reservations.reserve(options, {"CPU": 16.0, "GPU": 8.0}, gpu=True).gpus == (1.0, 1.0, 1.0)
 
 
 def node(gpus: float = 0.0, alive: bool = True, **labels: str) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def test_reservations_fit_the_groups_of_a_cluster() -> None:
     assert (cpus.rollout, cpus.reward, cpus.learner) == (1.0, 1.0, 1.0)
     unlabelled = RLHFOptions(**sizes)
     found = placement.reserve(unlabelled, nodes, together, gpu=True)
-    assert found == cluster.reserve(unlabelled, together, gpu=True, nodes=[8.0] * 4)
+    assert found == reservations.reserve(unlabelled, together, gpu=True, nodes=[8.0] * 4)
     with pytest.raises(OptionError, match="--num_learners: 16 learners need as many GPUs, and the cluster has 8"):
         placement.reserve(RLHFOptions(**labels, **sizes | {"num_learners": 16}), nodes, together, gpu=True)
     with pytest.raises(
@@ -288,8 +289,8 @@ def test_a_reward_is_served_where_somebody_asks_for_it(
     method: str, changes: dict[str, bool], ranked: bool, scores: bool, tmp_path: Path
 ) -> None:
     from rayjobs.options import options_class
-    from rayjobs.runtime.cluster import Reservations
     from rayjobs.runtime.launch import Plan
+    from rayjobs.runtime.reservations import Reservations
     from sharpening.data.source import PromptSource
     from sharpening.evaluation.run_folder import RunFolder
 

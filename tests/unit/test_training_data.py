@@ -12,14 +12,8 @@ from PIL import Image
 
 from rayjobs.errors import OptionError, RunStopped
 from rayjobs.options import options_class
-from rayjobs.runtime.training_data import (
-    PAIRS,
-    check_source,
-    rank_tasks,
-    source_note,
-    training_source,
-    write_ranked,
-)
+from rayjobs.runtime.ranked import PAIRS, rank_tasks, training_source, write_ranked
+from rayjobs.runtime.training_data import check_source, source_note
 from rayjobs.validation import check_buckets
 from sharpening.data.source import Batch
 from sharpening.evaluation.run_folder import RunFolder
