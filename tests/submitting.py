@@ -68,40 +68,42 @@ def head(home: Path, log: Path) -> Iterator[Head]:
     command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
                "--dashboard-port", str(dashboard),
                "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]  # fmt: skip
-    process = _started(command, home, environment, log)
-    try:
-        found = Head(f"http://127.0.0.1:{dashboard}", environment, process.pid)
-        wait_for(lambda: process.poll() is not None or _answers(found), "the dashboard")
-        assert process.poll() is None, log.read_text()
-        yield found
-    finally:
-        _end(process)
-
-
-def _started(command: list[str], home: Path, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """The head, once `ray start` says that it runs: one that it gives up answers before, and ends a moment later."""
     for last in (False, False, True):
-        with log.open("w") as stream:
-            process = subprocess.Popen(
-                command, cwd=home, env=environment | {"PYTHONUNBUFFERED": "1"}, start_new_session=True, stdout=stream,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        wait_for(lambda: process.poll() is not None or RUNS in log.read_text(), "`ray start`")  # noqa: B023
-        if process.poll() is None:
-            break
+        with _process(command, home, environment, log) as process:
+            found = Head(f"http://127.0.0.1:{dashboard}", environment, process.pid)
+            if _comes_up(process, found, log):
+                yield found
+                return
         said = log.read_text()
         assert TOO_SLOW in said, said
         assert not last, said
-    return process
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+@contextmanager
+def _process(
+    command: list[str], home: Path, environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, ended with the block."""
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=home, env=environment | {"PYTHONUNBUFFERED": "1"}, start_new_session=True, stdout=stream,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
-        process.wait(PATIENCE_S)
+        yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _comes_up(process: subprocess.Popen[bytes], head: Head, log: Path) -> bool:
+    """Wait for `ray start` to say that the head runs, or to end: one that it gives up has answered before."""
+    wait_for(lambda: process.poll() is not None or (RUNS in log.read_text() and _answers(head)), "the head")
+    return process.poll() is None
 
 
 def _answers(head: Head) -> bool:

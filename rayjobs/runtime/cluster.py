@@ -1,4 +1,4 @@
-"""Joining or starting Ray: addresses, tokens, what workers can import, and how many CPUs each process reserves."""
+"""Joining or starting Ray: addresses, tokens, settings, and what workers can import."""
 
 import os
 import secrets
