@@ -72,6 +72,10 @@ class RewardAppOptions(BaseModel):
         description="packages of replicas alone, installed by Ray when they start; as text, separated by commas",
     )
 
+    py_executable: str | None = Field(
+        default=None, description="what Ray starts a replica with in Python's place; none: Python, or that of its pip"
+    )
+
     @field_validator("options", mode="before")
     @classmethod
     def _options_from_text(cls, value: Any) -> Any:
@@ -125,6 +129,8 @@ class RewardAppOptions(BaseModel):
         runtime_env: dict[str, Any] = {"env_vars": variables}
         if self.pip:
             runtime_env["pip"] = list(self.pip)
+        elif self.py_executable:
+            runtime_env["py_executable"] = self.py_executable
         return {
             "max_ongoing_requests": self.max_ongoing_requests,
             "health_check_period_s": self.health_check_period_s,

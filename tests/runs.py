@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rayjobs.command_line import parse
+from rayjobs.forking import beside
 from rayjobs.options import JobOptions
 from rayjobs.runtime.cluster import OWN, SETTINGS
 from sharpening.evaluation.metrics import read_metrics
@@ -139,13 +140,18 @@ def shared_ray() -> Iterator[None]:
         import ray
         from ray import serve
 
+        fork_server = beside.start()
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        if fork_server:
+            fork_server.announce()
         try:
             yield
         finally:
             if ray.is_initialized():  # the unit tests end it before
                 serve.shutdown()
                 ray.shutdown()
+            if fork_server:
+                fork_server.close()
 
 
 def processes(title: str, parent: int | None = None) -> list[psutil.Process]:
@@ -230,12 +236,20 @@ class Saboteur(threading.Thread):
             raise self.error
 
 
-def start_process(arguments: list[str], home: Path, **environment: str) -> subprocess.Popen[str]:
-    """`python rayjobs/rlhf.py …` as a process group of its own, with a Ray of its own and another home."""
+def start_process(
+    arguments: Sequence[str], home: Path, job: str = "rlhf", joins: bool = False, **environment: str
+) -> subprocess.Popen[str]:
+    """`python rayjobs/<job>.py …` as a process group of its own with another home; its Ray is its own or this one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
-    kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
+    names = ["RAY_worker_niceness"]
+    if joins:
+        import ray
+
+        names += ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"]
+        arguments = ("--ray_address", ray.get_runtime_context().gcs_address, *arguments)
+    kept |= {name: os.environ[name] for name in names if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "rayjobs" / "rlhf.py"), *arguments],
+        [sys.executable, str(ROOT / "rayjobs" / f"{job}.py"), *arguments],
         cwd=ROOT, env=kept | {"HOME": str(home)} | environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -276,7 +290,11 @@ def served(models: Models, local_ray: None) -> str:
     from reward_servers.options import RewardAppOptions
 
     def start() -> str:
-        start_reward_app(RewardAppOptions(name="served", reward="clip", model=str(models.clip), num_cpus=0.1))
+        start_reward_app(
+            RewardAppOptions(
+                name="served", reward="clip", model=str(models.clip), num_cpus=0.1, py_executable=beside.executable()
+            )
+        )
         return "served"
 
     return _once("served", start)
@@ -295,7 +313,9 @@ def served_pair(models: Models, local_ray: None) -> str:
     def start() -> str:
         rewards = {"clip": ("clip", str(models.clip)), "Brightness": ("tests.own_rewards:Brightness", None)}
         start_reward_apps([
-            RewardAppOptions(name=f"pair-{name}", reward=reward, model=model, num_cpus=0.1)
+            RewardAppOptions(
+                name=f"pair-{name}", reward=reward, model=model, num_cpus=0.1, py_executable=beside.executable()
+            )
             for name, (reward, model) in rewards.items()
         ])  # fmt: skip
         return "pair"

@@ -6,6 +6,7 @@ from typing import Any
 
 from rayjobs.comparison.actor import EvaluationActor
 from rayjobs.comparison.tasks import Answer, DrawTask, ScoreTask, SearchTask
+from rayjobs.forking.beside import runtime_env
 from rayjobs.options.cluster import RayOptions
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime import cluster, reservations
@@ -97,7 +98,7 @@ def pool(
             ray.remote(EvaluationActor).options(
                 name=f"sharpening/{name}/judge-{index}", num_cpus=each, num_gpus=gpus, max_restarts=RETRIES,
                 max_task_retries=RETRIES, scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": reservations.thread_environment(threads, count * threads, resources["CPU"])},
+                runtime_env=runtime_env(reservations.thread_environment(threads, count * threads, resources["CPU"])),
             ).remote(f"sharpening/{name}/judge-{index}", device, threads, score, grader)
             for index in range(count)
         ]  # fmt: skip

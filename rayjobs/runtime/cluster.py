@@ -4,13 +4,15 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayjobs import machine
 from rayjobs.errors import OptionError
+from rayjobs.forking import beside
+from rayjobs.forking.beside import ForkServer
 from rayjobs.options import JobOptions
 from rayjobs.options.cluster import LOOPBACK, RayOptions, check_bind, cluster_to_join
 from rayjobs.runtime.reservations import threads_wanted
@@ -93,10 +95,12 @@ class Connection:
     Attributes:
         owned: Whether this run started it, and it ends with the run.
         made: Whether this run connected to it.
+        fork_server: What its workers are forked from; ends with it.
     """
 
     owned: bool
     made: bool
+    fork_server: ForkServer | None = None
 
     def close(self) -> None:
         """End what this run started, leave what it joined."""
@@ -104,6 +108,8 @@ class Connection:
 
         if self.made:
             ray.shutdown()
+        if self.fork_server:
+            self.fork_server.close()
 
 
 def connect(options: JobOptions, namespace: str) -> Connection:
@@ -157,9 +163,15 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
         patiently = Retrying(
             retry=retry_if_exception_message(match=f".*{TOO_SLOW}"), stop=stop_after_attempt(STARTS), reraise=True
         )
-        with listening_at(options.bind or LOOPBACK) as own:
+        fork_server = beside.start()
+        connection = Connection(owned=True, made=True, fork_server=fork_server)
+        with ExitStack() as failed, listening_at(options.bind or LOOPBACK) as own:
+            failed.callback(connection.close)
             patiently(ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common)
-        return Connection(owned=True, made=True)
+            if fork_server:
+                fork_server.announce()
+            failed.pop_all()
+        return connection
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
         common["runtime_env"] = {"env_vars": {"PYTHONPATH": _search_path()}}

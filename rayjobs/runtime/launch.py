@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs import machine
 from rayjobs.deepspeed_config import default_config_path, load_deepspeed, resolve_deepspeed
+from rayjobs.forking.beside import runtime_env
 from rayjobs.options import JobOptions
 from rayjobs.placement import selector, spread
 from rayjobs.rewards import RewardPlan, reward_plans
@@ -145,7 +146,7 @@ def start_actors(plan: Plan) -> None:
             name=name, namespace=plan.namespace, num_cpus=plan.reserved.rollout, num_gpus=plan.reserved.gpus[0],
             max_restarts=MAX_RESTARTS, max_task_retries=0, scheduling_strategy=spread(),
             label_selector=selector(options.rollout_nodes),
-            runtime_env={"env_vars": plan.threads(options.rollout_threads, options.num_rollout_actors)},
+            runtime_env=runtime_env(plan.threads(options.rollout_threads, options.num_rollout_actors)),
         )  # fmt: skip
         plan.actors[name] = actor.remote(name, spec)
 
@@ -227,7 +228,7 @@ class Training(threading.Thread):
                 name=checkpoints.FOLDER,
                 storage_path=str(plan.folder.path.resolve()),
                 failure_config=ray.train.FailureConfig(max_failures=plan.options.max_failures),
-                worker_runtime_env={"env_vars": plan.threads(plan.options.learner_threads, plan.options.num_learners)},
+                worker_runtime_env=runtime_env(plan.threads(plan.options.learner_threads, plan.options.num_learners)),
             ),
         ).fit()
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayjobs.forking.beside import executable
 from rayjobs.placement import selector
 from rayjobs.rewards import RewardPlan
 from rayjobs.runtime.ranked import ranked_pairs
@@ -57,6 +58,7 @@ def app_options(
         name=name, reward=plan.term.reward, model=plan.model, checkpoint=plan.checkpoint, options=plan.options,
         num_replicas=plan.replicas, num_threads=plan.threads, num_cpus=cpus,
         num_gpus=gpus if plan.num_gpus is None else plan.num_gpus, node_labels=labels or {},
+        py_executable=executable(),
     )  # fmt: skip
 
 

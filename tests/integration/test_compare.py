@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,12 @@ import pytest
 from sharpening.shapes import assets
 from tests import runs
 from tests.openai_server import OpenAIServer, Received, Reply, marks_of, openai_server, refusal, score_of
-from tests.runs import Models, models
+from tests.runs import Models, local_ray, models
 
-__all__ = ["models"]  # a fixture
+__all__ = ["local_ray", "models"]  # fixtures
 
 
 KEY = "sk-test-5ecret"
-
-
-def start(models: Models, folder: Path, home: Path, grader: OpenAIServer) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
-    kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, str(runs.ROOT / "rayjobs" / "compare.py"), "--quick", "--methods", "standard",
-         "--searches", "random", "--steps", "3", "--pretrained_model_name_or_path", str(models.pipeline),
-         "--output_dir", str(folder), "--grader_url", grader.url, "--grader_model", "judge"],
-        cwd=runs.ROOT, env=kept | {"HOME": str(home), "OPENAI_API_KEY": KEY}, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -50,15 +36,22 @@ def grader() -> Iterator[OpenAIServer]:
         yield server
 
 
-def test_a_killed_comparison_goes_on_and_reports(models: Models, grader: OpenAIServer, tmp_path: Path) -> None:
+def test_a_killed_comparison_goes_on_and_reports(
+    models: Models, local_ray: None, grader: OpenAIServer, tmp_path: Path
+) -> None:
+    """Its second half in a Ray that is there already."""
     folder = tmp_path / "comparison"
-    process = start(models, folder, tmp_path, grader)
+    arguments = [
+        "--quick", "--methods", "standard", "--searches", "random", "--steps", "3", "--pretrained_model_name_or_path",
+        str(models.pipeline), "--output_dir", str(folder), "--grader_url", grader.url, "--grader_model", "judge",
+    ]  # fmt: skip
+    process = runs.start_process(arguments, tmp_path, "compare", OPENAI_API_KEY=KEY)
     trained = folder / "runs" / "standard-s0" / "summary.json"
     runs.wait_for(lambda: trained.exists() or process.poll() is not None, "a trained model")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = trained.stat().st_mtime_ns
-    process = start(models, folder, tmp_path, grader)
+    process = runs.start_process(arguments, tmp_path, "compare", joins=True, OPENAI_API_KEY=KEY)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     assert (folder / "report.md").is_file(), said

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +19,27 @@ from sharpening.search.base import SearchSeeds
 from sharpening.seeds import noise
 from tests import runs
 from tests.listening import listening, outward_address
-from tests.runs import Models, models
+from tests.runs import Models, local_ray, models
 
-__all__ = ["models"]  # a fixture
+__all__ = ["local_ray", "models"]  # fixtures
 
 REWARDS = "clip:1.0,tests.own_rewards:Brightness:0.5"
 
 
-def start(models: Models, folder: Path, home: Path, *more: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
-    kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, str(runs.ROOT / "rayjobs" / "search.py"), "--pretrained_model_name_or_path",
-         str(models.pipeline), "--search", "random", "--budget", "12", "--rollout_steps", "4", "--num_prompts", "12",
-         "--rollout_batch_size", "2", "--output_dir", str(folder), "--reward", REWARDS, *more],
-        cwd=runs.ROOT, env=kept | {"HOME": str(home)}, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_where_it_was(models: Models, local_ray: None, tmp_path: Path) -> None:
+    """First in a Ray of its own, then in one that is there already."""
     folder, vae = tmp_path / "search", tmp_path / "vae"
     other = AutoencoderKL.from_pretrained(models.pipeline / "vae")
     other.register_to_config(scaling_factor=0.4)
     other.save_pretrained(vae)
     address = outward_address()
-    told = ("--num_rollout_actors", "1", "--resolution", "72", "--pretrained_vae_model_name_or_path", str(vae))
-    process = start(models, folder, tmp_path, *told, "--bind", address)
+    arguments = [
+        "--pretrained_model_name_or_path", str(models.pipeline), "--search", "random", "--budget", "12",
+        "--rollout_steps", "4", "--num_prompts", "12", "--rollout_batch_size", "2", "--output_dir", str(folder),
+        "--reward", REWARDS, "--num_rollout_actors", "1", "--resolution", "72",
+        "--pretrained_vae_model_name_or_path", str(vae),
+    ]  # fmt: skip
+    process = runs.start_process([*arguments, "--bind", address], tmp_path, "search")
     try:
         parts = folder / "parts"
         runs.wait_for(lambda: len(list(parts.glob("*.json"))) >= 2 or process.poll() is not None, "two tasks")
@@ -60,7 +52,7 @@ def test_a_killed_search_goes_on_where_it_was(models: Models, tmp_path: Path) ->
     before = {path.name: path.read_bytes() for path in (folder / "parts").glob("*.json")}
     assert before
     scale = (folder / "scale.json").read_bytes()
-    process = start(models, folder, tmp_path, *told)
+    process = runs.start_process(arguments, tmp_path, "search", joins=True)
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     assert "Serve" not in said  # its own lines

@@ -2,12 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import ray
 
 from rayjobs.command_line import parse
 from rayjobs.sweeping.space import run_name
@@ -22,20 +19,6 @@ REWARD = {"reward": "tests.own_rewards:Brightness", "reward_model": None}  # one
 RATES = (1e-6, 1e-2, 1e30)
 
 
-def start(home: Path, *arguments: str, joins: bool = True) -> subprocess.Popen[str]:
-    """The sweep as a process of its own, in this process's Ray or in its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "PYTEST"))}
-    kept |= {name: os.environ[name] for name in ("RAY_worker_niceness",) if name in os.environ}
-    if joins:
-        kept |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN") if name in os.environ}
-        arguments = ("--ray_address", ray.get_runtime_context().gcs_address, *arguments)
-    return subprocess.Popen(
-        [sys.executable, str(runs.ROOT / "rayjobs" / "sweep.py"), *arguments],
-        cwd=runs.ROOT, env=kept | {"HOME": str(home)}, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
 def test_a_run_that_fails_goes_on_from_its_newest_checkpoint(models: Models, local_ray: None, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     only = folder / "runs" / run_name({"branches": 2, "temperature": 0.0}, 0)
@@ -45,7 +28,7 @@ def test_a_run_that_fails_goes_on_from_its_newest_checkpoint(models: Models, loc
         validation_steps=2, validation_prompts=4,
     )  # fmt: skip
     space = ["--branches", "2", "--temperature", "0", "--max_concurrent_trials", "1"]
-    process = start(tmp_path, *space, "--output_dir", str(folder), "--", *job)
+    process = runs.start_process([*space, "--output_dir", str(folder), "--", *job], tmp_path, "sweep", joins=True)
     runs.wait_for(lambda: process.poll() is not None or len(runs.read_metrics(only)) >= 2, "two updates")
     assert process.poll() is None, process.communicate()[0]
     runs.kill_process("ray::RayTrainWorker")
@@ -75,7 +58,7 @@ def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(model
     space = ["--branches", "3", "--temperature", "0", "--learning_rate", *map(str, RATES)]
     drawn = ["--search", "optuna", "--num_samples", "3", "--seeds", "1", "--max_concurrent_trials", "1"]
     drawn += ["--scheduler", "asha", "--grace_updates", "2", "--reduction_factor", "2", "--max_trial_failures", "0"]
-    process = start(tmp_path, *space, *drawn, "--output_dir", str(folder), "--", *job, joins=False)
+    process = runs.start_process([*space, *drawn, "--output_dir", str(folder), "--", *job], tmp_path, "sweep")
     second = folder / "runs" / run_name({"branches": 3, "temperature": 0.0, "learning_rate": RATES[0]}, 1)
     try:
         runs.wait_for(lambda: process.poll() is not None or (second / "config.json").exists(), "the second run")
@@ -86,7 +69,7 @@ def test_what_optuna_draws_is_ended_early_by_asha_or_listed_with_its_error(model
     first = folder / "runs" / run_name({"branches": 3, "temperature": 0.0, "learning_rate": RATES[1]}, 1)
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert first / "summary.json" in before
-    process = start(tmp_path, "--resume", "--output_dir", str(folder), joins=False)
+    process = runs.start_process(["--resume", "--output_dir", str(folder)], tmp_path, "sweep")
     said = runs.finish_process(process)
     assert process.returncode == 0, said
     assert "1/3 ended; " in said  # it has not forgotten the first
