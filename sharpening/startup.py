@@ -1,6 +1,7 @@
 """What makes a process that computes ready sooner."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,3 +30,23 @@ def loading() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()
         gc.enable()
+
+
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Import libraries in a `with` block as if others, which they import for nothing if they find them, were absent.
+
+    Args:
+        *names: Modules that must not be imported; those that have been already are left alone.
+
+    Yields:
+        Nothing.
+    """
+    absent = [name for name in names if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's own mark of what cannot be imported
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,10 +27,14 @@ class ForkServer:
         # Only this user can reach a socket in there.
         self._folder = tempfile.TemporaryDirectory(prefix="sharpening-", ignore_cleanup_errors=True)
         self._path = Path(self._folder.name) / "fork"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rayjobs.forking.server", str(self._path)], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, "1"),
-        )  # fmt: skip
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._path))
+            listener.listen(128)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rayjobs.forking.server", str(listener.fileno())],
+                env=os.environ | dict.fromkeys(THREADS, "1"), pass_fds=[listener.fileno()], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
 
     def announce(self) -> None:
         """Tell the Ray that this process has joined."""
@@ -41,6 +46,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End it; workers that it has forked go on."""
+        self._process.terminate()
         self._process.communicate()
         self._folder.cleanup()
 

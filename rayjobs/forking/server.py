@@ -1,4 +1,4 @@
-"""The fork server: `python -m rayjobs.forking.server SOCKET`. Imports what workers compute with, and becomes them.
+"""The fork server: `python -m rayjobs.forking.server FILE`. Imports what workers compute with, and becomes them.
 
 It ends when its standard input does, that is with whoever started it. Ray is not imported here: its C++ part reads the
 worker's environment when it is loaded, so every worker loads it for itself.
@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from rayjobs.forking.client import YES
 from sharpening.startup import loading
 
-IMPORTED = ("sharpening.policies.sdxl", "sharpening.prepare", "sharpening.rewards.clip", "open_clip", "deepspeed")
+IMPORTED = (
+    "sharpening.policies.sdxl", "sharpening.prepare", "sharpening.rewards.clip", "sharpening.rewards.lean_open_clip",
+    "rayjobs.runtime.lean_deepspeed",
+)  # fmt: skip
 """What workers compute with, as far as most of them do; what is missing here they import for themselves."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Read when a library is loaded, and here always 1; every worker sets torch's threads itself besides."""
@@ -140,16 +143,14 @@ def import_all() -> None:
             importlib.import_module(name)
 
 
-def main(path: str) -> None:
-    """Listen, import, fork; in a forked process, work.
+def main(file: int) -> None:
+    """Import, fork; in a forked process, work.
 
     Args:
-        path: Of the socket.
+        file: Descriptor of the socket at which clients come; those that are too early wait.
     """
     inherited = dict(os.environ)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(128)  # clients that come while it imports wait
+    with socket.socket(fileno=file) as listener:
         import_all()
         gc.collect()
         gc.freeze()  # a search for garbage would copy every page that it looks at
@@ -159,4 +160,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

@@ -65,7 +65,7 @@ def build_engine(spec: "LearnerSpec") -> tuple[LossModule, Any]:
         The wrapped module and the engine.
     """
     module = load_module(spec)
-    import deepspeed
+    from rayjobs.runtime.lean_deepspeed import deepspeed
 
     parameters = module.policy.trainable()
     with without_compiled_kernels():
@@ -152,7 +152,7 @@ def without_shared_memory_op(device: str) -> None:
     Args:
         device: `cpu` or `cuda`.
     """
-    import deepspeed.ops
+    from rayjobs.runtime.lean_deepspeed import deepspeed
 
     if device != "cpu":
         return
@@ -190,7 +190,7 @@ def whole_weights(engine: Any) -> Iterator[None]:
     if engine.zero_optimization_stage() < 3:
         yield
         return
-    import deepspeed
+    from rayjobs.runtime.lean_deepspeed import deepspeed
 
     trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
     with deepspeed.zero.GatheredParameters(trained):

@@ -43,7 +43,7 @@ class AestheticScorer(ImageScorer):
             RewardModelError: if CLIP or head cannot be loaded, or do not fit.
             ValueError: if `batch_size` is below 1.
         """  # noqa: DOC502
-        import open_clip
+        from sharpening.rewards.lean_open_clip import open_clip
 
         place = torch.device(device)
         clip, _ = load_open_clip(model, OPENAI if model in open_clip.list_models() else None, place)

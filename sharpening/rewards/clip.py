@@ -97,7 +97,7 @@ def load_open_clip(model: str, checkpoint: str | None, device: torch.device) -> 
     Raises:
         RewardModelError: if the model cannot be loaded; the message names the folder or file.
     """
-    import open_clip
+    from sharpening.rewards.lean_open_clip import open_clip
 
     option = CHECKPOINT if checkpoint else MODEL
     if checkpoint and is_file_name(checkpoint):
@@ -133,7 +133,7 @@ def open_clip_name(model: str, checkpoint: str | None = None) -> str:
     Raises:
         RewardModelError: if the folder is damaged, or an architecture has no weights.
     """
-    import open_clip
+    from sharpening.rewards.lean_open_clip import open_clip
 
     if model in open_clip.list_models():
         if checkpoint is None:

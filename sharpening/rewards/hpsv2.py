@@ -38,7 +38,7 @@ class HpsScorer(ClipScorer):
             RewardModelError: if the model cannot be loaded.
             ValueError: if `batch_size` is below 1.
         """  # noqa: DOC502
-        import open_clip
+        from sharpening.rewards.lean_open_clip import open_clip
 
         if checkpoint is None and model in open_clip.list_models():
             checkpoint = WEIGHTS

@@ -42,8 +42,9 @@ def save_clip_folder(
     Raises:
         ValueError: if the configuration does not fit the tokenizer.
     """
-    import open_clip
     from safetensors.torch import save_file
+
+    from sharpening.rewards.lean_open_clip import open_clip
 
     text_cfg = {**model_cfg["text_cfg"], "hf_tokenizer_name": "local"}
     custom_text = isinstance(model, open_clip.CustomTextCLIP)

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from sharpening.rewards.lean_open_clip import open_clip
 from sharpening.shapes.benchmark import caption_for, excluded_prompts, training_scene
 from sharpening.shapes.captions import corrupt, say
 from sharpening.shapes.clip_folder import save_clip_folder

@@ -1,12 +1,15 @@
-"""Python looks for no garbage while libraries are imported, and for that of then as for all afterwards."""
+"""Python looks for no garbage while libraries are imported, and they import nothing that nobody asks for."""
 
 import gc
+import importlib
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from sharpening.startup import loading
+from sharpening.startup import loading, without
 
 
 class Ring:
@@ -75,3 +78,25 @@ def test_a_collector_that_was_off_stays_off() -> None:
     with loading():
         pass
     assert not gc.isenabled()
+
+
+def test_what_is_not_wanted_cannot_be_imported_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    loaded = sys.modules["json"]
+    with without("colorsys", "json"):
+        assert sys.modules["json"] is loaded
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+    colorsys = importlib.import_module("colorsys")
+    assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)
+
+
+def test_libraries_bring_no_experiment_tracker() -> None:
+    code = """
+import sys
+from importlib.util import find_spec
+import rayjobs.runtime.lean_deepspeed, sharpening.rewards.lean_open_clip
+print(*("mlflow" in sys.modules, "wandb" in sys.modules, find_spec("mlflow") is None, find_spec("wandb") is None))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False False False"
