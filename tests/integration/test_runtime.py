@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from rayjobs import machine
 from rayjobs.mirror.address import normal
 from rayjobs.runtime import checkpoints
 from rayjobs.runtime.driver import run
@@ -199,9 +200,12 @@ def check_own_prompts(models: Models, folder: Path, said: str) -> None:
     assert "<h3>Your own prompts</h3>" in (folder / "report.html").read_text()
 
 
+COMPUTE = ("ray::RolloutActor", "ray::RayTrainWorker", "ray::ServeReplica")
+
+
 def check_torch(holders: list[str], others: list[str]) -> None:
     """Only what computes imports torch; of the driver its writer of TensorBoard's files."""
-    for title in ("RolloutActor", "RayTrainWorker", "ServeReplica"):
+    for title in COMPUTE:
         assert any(title in line for line in holders)
     for title in ("ray::TrainController", "ray::Coordinator"):
         assert any(title in line for line in others)
@@ -230,6 +234,7 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
         runs.wait_for(lambda: marker in s3.names(f"runs/{name}"), "the checkpoint's copy", pause=0.3)
         heard = listening(process.pid)
         torch_in, torch_not_in = runs.holders("libtorch_cpu", process.pid)
+        parents = [worker.parent() for title in COMPUTE for worker in runs.processes(title, process.pid)]
         (reporter,) = [
             each
             for each in psutil.Process(process.pid).children(recursive=True)
@@ -242,6 +247,8 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     check_torch(torch_in, torch_not_in)
+    assert len(parents) == len(COMPUTE)
+    assert len(set(parents)) == 1 or machine.installed_gpus()  # the fork server of a Ray of its own
     assert tells == "0"  # Ray's makers are told nothing
     assert not silent(heard, "rlhf.py", "gcs_server", "raylet", "RolloutActor", "RayTrainWorker", "ServeReplica")
     assert exposed(heard) == {}  # a Ray of its own is on loopback, and so are the rendezvous and the reward

@@ -70,7 +70,7 @@ STARTER = """
 import sys
 from rayjobs.forking import beside
 server = beside.start()
-print(*([server.process.pid, server._path] if server else []), flush=True)
+print(*([server._process.pid, server._path] if server else ["none"]), flush=True)
 sys.stdin.read()
 """
 
@@ -83,7 +83,7 @@ def server() -> Iterator[Server]:
     )
     assert starter.stdout is not None
     told = starter.stdout.readline().split()
-    if not told:
+    if told == ["none"]:
         pytest.skip("nothing is forked on this machine: it has GPUs, or is no Linux")
     yield Server(psutil.Process(int(told[0])), told[1], starter)
     starter.kill()
