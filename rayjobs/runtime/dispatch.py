@@ -24,12 +24,13 @@ DEATHS = 3  # answers in a row that say an actor is gone for good, before it is 
 
 @dataclass
 class _Job:
-    """A call to a rollout actor: a rollout task, or something that the driver asked for (`future` set)."""
+    """A call to a rollout actor: a rollout task, or a part of what was asked for (`future` set), which counts parts."""
 
     method: str
     task: Any
     version: int
     future: asyncio.Future | None = None
+    progress: Progress | None = None
 
 
 class Dispatcher:
@@ -86,9 +87,10 @@ class Dispatcher:
             One result a task, in order; a stop if the run ends before.
         """
         loop = asyncio.get_running_loop()
-        jobs = [_Job(method, task, version, loop.create_future()) for task in tasks]
+        progress = Progress(phase, 0, len(tasks), self._state.progress.row)
+        jobs = [_Job(method, task, version, loop.create_future(), progress) for task in tasks]
         futures = [job.future for job in jobs if job.future is not None]
-        self._state.progress = Progress(phase, 0, len(tasks), self._state.progress.row)
+        self._state.progress = progress
         self._asked.extend(jobs)
         await self._state.notify()
         async with self._state.changed:
@@ -131,11 +133,11 @@ class Dispatcher:
         """Call the actor, wait, hand the result over."""
         weights = self._versions[job.version] if job.version else None  # version 0 every actor has
         call = getattr(actor, job.method)
-        if job.future is not None:
+        if job.future is not None and job.progress is not None:
             result = await call.remote(job.task, job.version, weights)
             if not job.future.done():
                 job.future.set_result(result)
-            self._state.progress.done += 1
+            job.progress.done += 1  # not the run's: an update may have been made meanwhile, and is what it shows
         else:
             asked = (job.task, job.version, weights, self.source, self._statistics(job.version))
             experience, answer = call.options(num_returns=2).remote(*asked)
