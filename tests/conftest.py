@@ -36,6 +36,11 @@ if _WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray of their own in this process come before those that share one, which lasts."""
+    items.sort(key=lambda item: item.get_closest_marker("own_ray") is None)
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported by then out of every later search for garbage; a million objects take a second each."""
     gc.collect()

@@ -58,6 +58,8 @@ def free_port() -> int:
 
 PORT = free_port()
 
+pytestmark = pytest.mark.own_ray
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
