@@ -67,7 +67,7 @@ def test_a_killed_comparison_goes_on_and_reports(
     once = {row["prompt"]: row["clip"] for row in rows if row["system"] == "random" and row["nfe"] == 3}
     assert all(best[prompt] >= once[prompt] - 1e-3 for prompt in once)
     report = (folder / "report.md").read_text()
-    assert "python rayjobs/compare.py --quick" in report
+    assert "--quick --methods standard" in report  # the command
     assert list((folder / "figures").glob("*.png"))
     check_grades(rows, grader, report)
     texts = [path.read_text() for path in folder.glob("*.*") if path.suffix in (".json", ".md")]
