@@ -108,10 +108,10 @@ class Upload:
     # -- what a run keeps besides --------------------------------------------------------------------------------
 
     def _plain(self) -> Iterator[Path]:
-        """Everything but checkpoints, the final pipeline and what stays here."""
+        """Everything but checkpoints, the final pipeline, what is still being written aside and what stays here."""
         apart = (self._folder.checkpoints.name, self._folder.pipeline.name, OWN)
         for place in sorted(self._folder.path.iterdir()):
-            if place.name not in apart:
+            if place.name not in apart and not place.name.endswith(PARTIAL):
                 yield from _regular(place)
 
     def _run_files(self, only: tuple[str, ...] = ()) -> None:

@@ -62,7 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def run_files(folder: RunFolder) -> dict[str, bytes]:
     """What an address should have of a folder."""
-    apart = (OWN, "checkpoints/partial-", "checkpoints/checkpoint_manager", ".half")
+    apart = (OWN, "checkpoints/partial-", "checkpoints/checkpoint_manager", ".half", "pipeline.partial/")
     return {name: text for name, text in contents(folder.path).items() if not name.startswith(apart)}
 
 
@@ -85,6 +85,8 @@ def folder(tmp_path: Path) -> RunFolder:
     made = RunFolder.create(tmp_path / "here" / "run", options().config())
     (made.path / "metrics.jsonl").write_text('{"update": 0}\n')
     (made.path / ".half.123.partial").write_text("h")
+    (made.path / "pipeline.partial" / "unet").mkdir(parents=True)  # being saved
+    (made.path / "pipeline.partial" / "unet" / "weights").write_text("half")
     (made.path / "logs" / "tensorboard").mkdir(parents=True)
     (made.path / "logs" / "tensorboard.json").write_text("{}")
     (made.path / "logs" / "tensorboard" / "events").write_text("e")
