@@ -38,11 +38,9 @@ class ForkServer:
 
     def announce(self) -> None:
         """Tell the Ray that this process has joined."""
-        from ray.experimental.internal_kv import _internal_kv_put
-
         # Python's flags: nothing but its own library, whatever the environment says.
         command = shlex.join([sys.executable, "-I", "-S", str(CLIENT), str(self._path)])
-        _internal_kv_put(KEY, command.encode(), overwrite=True)
+        _kept().internal_kv_put(KEY, command.encode(), True, None)
 
     def close(self) -> None:
         """End it; workers that it has forked go on."""
@@ -66,10 +64,15 @@ def executable() -> str | None:
     Returns:
         A command for `py_executable`; `None` where it is Python.
     """
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    found = _internal_kv_get(KEY)
+    found = _kept().internal_kv_get(KEY, None)
     return found.decode() if found else None
+
+
+def _kept() -> Any:
+    """What the joined Ray keeps for its drivers; `ray.experimental.internal_kv` may be of another one started since."""
+    from ray._private.worker import global_worker
+
+    return global_worker.gcs_client
 
 
 def runtime_env(variables: dict[str, str]) -> dict[str, Any]:

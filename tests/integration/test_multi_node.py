@@ -18,6 +18,8 @@ from tests.runs import Models, models
 
 __all__ = ["models"]  # fixture
 
+pytestmark = pytest.mark.own_ray
+
 IMAGES = 2 * 3  # of a task: timesteps, branches
 SETTINGS = {
     "RAY_max_direct_call_object_size": "1000",  # experience is kept by the node that made it, as real ones are
