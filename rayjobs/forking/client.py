@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 
+SIZE = 8  # bytes that say how many follow
 YES = b"y"
 
 
@@ -25,7 +26,7 @@ def ask(path: str, arguments: list[str]) -> bool:
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.connect(path)
-            socket.send_fds(server, [len(told).to_bytes(8, "big")], [0, 1, 2])
+            socket.send_fds(server, [len(told).to_bytes(SIZE, "big")], [0, 1, 2])
             server.sendall(told)
             if server.recv(1) != YES:
                 return False

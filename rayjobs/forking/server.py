@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rayjobs.forking.client import YES
+from rayjobs.forking.client import SIZE, YES
 from sharpening.startup import loading
 
 IMPORTED = (
@@ -96,10 +96,9 @@ def serve(listener: socket.socket, inherited: dict[str, str]) -> Worker | None:
     Returns:
         In a forked process what it is to become; in the server, once its standard input has ended, `None`.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # an interrupt is the run's to handle, and workers are needed until then
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended
+    # An interrupt is the run's to handle, which needs its workers until then; and nobody asks how a worker ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(0, selectors.EVENT_READ)
@@ -119,20 +118,26 @@ def serve(listener: socket.socket, inherited: dict[str, str]) -> Worker | None:
 
 def _read(client: socket.socket, inherited: dict[str, str]) -> Worker | None:
     """What the client wants, if it can have it."""
-    told, files, _, _ = socket.recv_fds(client, 8, 3)
-    while len(told) < 8:
-        told += client.recv(8 - len(told))
-    size, parts = int.from_bytes(told, "big"), b""
-    while len(parts) < size:
-        part = client.recv(size - len(parts))
-        if not part:
-            return None
-        parts += part
-    arguments, environment, folder = json.loads(parts)
+    first, files, _, _ = socket.recv_fds(client, SIZE, 3)
+    try:
+        size = int.from_bytes(_rest(client, SIZE, first), "big")
+        arguments, environment, folder = json.loads(_rest(client, size))
+    except EOFError:
+        return None
     if not alike(environment, inherited):
         return None
     client.sendall(YES)
     return Worker(arguments, environment, inherited, folder, files, client)
+
+
+def _rest(client: socket.socket, size: int, told: bytes = b"") -> bytes:
+    """What a client says, whole; an `EOFError` if it goes away before."""
+    while len(told) < size:
+        part = client.recv(size - len(told))
+        if not part:
+            raise EOFError
+        told += part
+    return told
 
 
 @loading()

@@ -7,6 +7,7 @@ from typing import Any
 from rayjobs.runtime.dispatch import Dispatcher
 from rayjobs.runtime.hand_over import HandOver
 from rayjobs.runtime.state import Progress, RunState
+from rayjobs.runtime.weights import Versions
 
 
 class Looking:
@@ -24,8 +25,8 @@ class Looking:
 
 
 async def look(state: RunState) -> list[str]:
-    hand_over = HandOver.__new__(HandOver)  # rollouts are not open, so nobody asks it
-    dispatcher = Dispatcher(state, hand_over, None, lambda summary: None, lambda version: {})  # type: ignore[arg-type]
+    hand_over = HandOver(lambda update, slot: slot, 4, 2, 0, 6, 0.5)
+    dispatcher = Dispatcher(state, hand_over, Versions(0), lambda summary: None, lambda version: {})
     actor = Looking()
     dispatcher.start({"rollout-0": actor}, [])
     found = asyncio.create_task(dispatcher.ask("evaluate", ["a", "b"], 0, "validating"))

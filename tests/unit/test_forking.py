@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,16 @@ def test_another_environment_is_another_process(server: Server, script: Path) ->
     assert worker.told["frozen"] == 0  # the client's flags are its own
     assert worker.finish() == "ended\n"
     assert worker.returncode == 3
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(server: Server) -> None:
+    """Before it has said anything, and in the middle of it."""
+    for said in (b"", b"\0\0\0", (99).to_bytes(8, "big") + b"[["):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server.path)
+            client.sendall(said)
+            wait_for(server.process.children, "somebody who listens")
+        wait_for(lambda: not server.process.children(), "nobody to be left", patience=20)
 
 
 def test_without_a_server_python_is_started(script: Path) -> None:
