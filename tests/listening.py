@@ -1,6 +1,8 @@
 """What a process and those beneath it listen on, as the operating system tells it."""
 
+import contextlib
 import ipaddress
+import random
 import socket
 
 import psutil
@@ -38,6 +40,19 @@ def exposed(found: dict[str, set[str]]) -> dict[str, set[str]]:
 def silent(found: dict[str, set[str]], *names: str) -> list[str]:
     """Those of the names that no process which listens has in its title: a list that lacks them says nothing."""
     return [name for name in names if not any(name in title for title in found)]
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has, and that nobody is given who asks for just any.
+
+    Between this and its use other processes open sockets by the hundred, a Ray above all. The system hands out ports
+    from 32768 on (Linux) or 49152 on (elsewhere), and `ray start` uses those below 20000.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def outward_address() -> str:

@@ -3,17 +3,17 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from rayjobs.runtime.cluster import TOO_SLOW
+from tests.listening import free_port
 from tests.runs import PATIENCE_S, ROOT, wait_for
 
 RUNS = "Ray runtime started"
@@ -64,7 +64,7 @@ def head(home: Path, log: Path) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone, as docs/cluster.md has it
     }  # fmt: skip
-    dashboard, agent, client = _free_ports(3)
+    dashboard, agent, client = (free_port() for _ in range(3))
     command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
                "--dashboard-port", str(dashboard),
                "--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]  # fmt: skip
@@ -113,14 +113,6 @@ def _answers(head: Head) -> bool:
         return refused and head.jobs() is not None
     except (httpx.TransportError, httpx.HTTPStatusError):
         return False
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _ray() -> str:

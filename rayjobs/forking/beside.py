@@ -62,9 +62,11 @@ def executable() -> str | None:
     """What the Ray that this process has joined is to start in Python's place for workers that compute.
 
     Returns:
-        A command for `py_executable`; `None` where it is Python.
+        A command for `py_executable`; `None` where it is Python, as where no Ray has been joined.
     """
-    found = _kept().internal_kv_get(KEY, None)
+    from ray._private.worker import global_worker
+
+    found = _kept().internal_kv_get(KEY, None) if global_worker.connected else None
     return found.decode() if found else None
 
 

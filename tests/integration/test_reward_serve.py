@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from sharpening.checks import ModelFolderError
 from sharpening.rewards import RewardUnavailable, ScoreFn, Scores
 from sharpening.rewards.base import RewardMisconfigured
 from sharpening.rewards.clip import ClipScorer
-from tests.listening import exposed, listening, silent
+from tests.listening import exposed, free_port, listening, silent
 from tests.openai_server import OpenAIServer, Reply, openai_server, refusal, score_of
 from tests.small_clip import make_clip_folder
 
@@ -48,12 +47,6 @@ PROMPTS = ["a red circle", "a blue square left of a green cross", "a dotted tria
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 REWARD_TOKEN = secrets.token_hex(16)
 HEADERS = {"Authorization": f"Bearer {REWARD_TOKEN}"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 PORT = free_port()

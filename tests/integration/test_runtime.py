@@ -261,14 +261,19 @@ def test_a_killed_job_goes_on_as_a_submitted_one(undisturbed: Path, models: Mode
     command += ["--local_dir", str(folder), "--num_rollout_actors", "2"]
     with submitting.head(home, tmp_path / "head.log") as head:
         process = head.submit(command)
-        almost = runs.UPDATES - 1
-        runs.wait_for(lambda: process.poll() is not None or len(runs.curve(folder)) >= almost, "the updates")
-        heard = listening(head.pid)
+        speak = ("rlhf.py", "gcs_server", "dashboard.py", "RayTrainWorker")
+        heard: dict[str, set[str]] = {}
+
+        def all_heard() -> bool:
+            heard.update(listening(head.pid))
+            return not silent(heard, *speak)
+
+        runs.wait_for(lambda: process.poll() is not None or all_heard(), "its processes to listen", pause=0.5)
         said = runs.finish_process(process)
         assert process.returncode == 0, said
         told = head.jobs()
     assert "rayjobs/rlhf.py --config" in told
-    assert not silent(heard, "rlhf.py", "gcs_server", "dashboard.py", "RayTrainWorker")
+    assert not silent(heard, *speak)
     assert exposed(heard) == {}  # a head that is told to stays on loopback, with its jobs
     contents = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     for secret in (*submitting.SECRETS.values(), *KEYS.values(), head.environment["RAY_AUTH_TOKEN"]):

@@ -4,7 +4,6 @@ import copy
 import gc
 import math
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,6 +35,7 @@ from sharpening.prepare import prepare
 from sharpening.shapes.benchmark import BenchmarkPrompt
 from sharpening.updates import micro_batches
 from tests.compiling import graphs
+from tests.listening import free_port
 
 __all__ = ["graphs"]  # a fixture
 
@@ -44,15 +44,12 @@ __all__ = ["graphs"]  # a fixture
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A process group of one, and no C++ compiler in sight. Yields where DeepSpeed would build its operators."""
     builds = tmp_path_factory.mktemp("extensions")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path_factory.mktemp("no-compiler")))
         patch.delenv("CXX", raising=False)
         patch.setenv("TORCH_EXTENSIONS_DIR", str(builds))
-        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1",
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "WORLD_SIZE": "1",
                             "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}.items():  # fmt: skip
             patch.setenv(name, value)
         torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """The learner on two ranks at every ZeRO stage: the curve and the weights of the plain loop in one process."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from sharpening.loop import train_in_process
 from sharpening.methods.rlhf import RLHFSharpening
 from sharpening.policies import load_policy
 from tests import two_ranks
+from tests.listening import free_port
 from tests.own_rewards import Brightness
 from tests.runs import PATIENCE_S, PROMPTS
 
@@ -26,9 +26,7 @@ Weights = Mapping[str, torch.Tensor]
 def ranks(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left, one a rank, which learnt at every stage one after the other."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # Both ranks are on this machine, which is what Ray Train would tell DeepSpeed.
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "tests.two_ranks", str(pipeline_folder), str(folder)]

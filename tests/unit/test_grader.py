@@ -3,7 +3,6 @@
 import json
 import logging
 import pickle
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from sharpening.rewards.grader.answer import UnreadableAnswer, read_marks
 from sharpening.rewards.grader.endpoint import OPENAI_URL, Endpoint, check_url
 from sharpening.rewards.grader.scorer import GraderScorer
 from sharpening.rewards.requests import score_requests
+from tests.listening import free_port
 from tests.openai_server import CRITERIA, OpenAIServer, Received, Reply, completion, openai_server, refusal, score_of
 
 KEY = "sk-test-5ecret0fTheTestsAlone"
@@ -256,9 +256,7 @@ def test_an_endpoint_that_is_down_is_unavailable_and_not_asked_for_every_image(
         make(max_attempts=1, concurrency=2)(pictures(40), [f"prompt {i}" for i in range(40)])
     assert KEY not in str(raised.value)
     assert len(server.received) <= 5  # four in a row, and one that was under way
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    closed = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(RewardUnavailable, match="gave no answer for any of 1 images: Connection error.*ConnectError"):
         make(base_url=closed, max_attempts=1)(pictures(1), ["a"])
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,19 @@ def test_a_reward_is_served_where_somebody_asks_for_it(
     assert plan.scores is scores
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Stands where the fork server of a Ray would, for a Ray that is none."""
+
+    told: list[str]
+
+    def announce(self) -> None:
+        self.told.append("announce")
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
 def test_a_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -316,13 +330,17 @@ def test_a_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
+    beside = Beside([])
+    monkeypatch.setattr(cluster.beside, "start", lambda: beside)
     errors[:] = [Exception(slow)] * 2
     assert cluster.join(RLHFOptions(), "name", 1).owned
     assert len(started) == 3
+    assert beside.told == ["announce"]
     assert {how["_node_ip_address"] for how in started} == {"127.0.0.1"}
     errors[:] = [Exception(slow)] * 3
     with pytest.raises(Exception, match="timed out during startup"):
         cluster.join(RLHFOptions(), "name", 1)
+    assert beside.told == ["announce", "close"]  # what is to be forked from ends with the Ray that never came
     started.clear()
     errors[:] = [ValueError("another thing")]
     with pytest.raises(ValueError, match="another thing"):

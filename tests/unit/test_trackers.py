@@ -19,6 +19,7 @@ from rayjobs.tracking.secrets import scrub
 from rayjobs.tracking.worker import Place
 from sharpening.evaluation.run_folder import RunFolder
 from sharpening.evaluation.summary import PromptResult, summarise
+from tests.listening import free_port
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the length that W&B's keys have
 ALL = ("tensorboard", "wandb", "mlflow")
@@ -187,9 +188,7 @@ def test_no_key_reaches_the_run_folder_or_the_log(tracked: tuple[Path, list[str]
 
 
 def test_a_tracker_without_network_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    nobody = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://{nobody}")
