@@ -63,6 +63,7 @@ def head(home: Path, log: Path) -> Iterator[Head]:
         "HOME": str(home), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone, as docs/cluster.md has it
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",  # its end waits for nobody: Serve, which stays, would take 30 s
     }  # fmt: skip
     dashboard, agent, client = (free_port() for _ in range(3))
     command = [_ray(), "start", "--head", "--block", "--port", "0", "--num-cpus", "8", "--disable-usage-stats",
