@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(VENV)/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## sharpen the embedded model with the defaults, 5 minutes on 2 fast cores, 8 to 11 on slow ones; more flags in ARGS
+demo: $(STAMP) ## sharpen the embedded model with the defaults, 4 to 5 minutes on 2 cores; more flags in ARGS
 	@$(PY) rayjobs/rlhf.py $(ARGS)
 
 demo-quick: $(STAMP) ## the same job with a few updates, under 2 minutes
