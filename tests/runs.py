@@ -19,7 +19,7 @@ import pytest
 from rayjobs.command_line import parse
 from rayjobs.forking import beside
 from rayjobs.options import JobOptions
-from rayjobs.runtime.cluster import OWN, SETTINGS
+from rayjobs.runtime import cluster
 from sharpening.evaluation.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,23 +135,18 @@ def shared_ray() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_metrics_report_interval_ms", "5000")  # each time every process tells all it counts
-        for name, value in (SETTINGS | OWN).items():
+        for name, value in (cluster.SETTINGS | cluster.OWN).items():
             patch.setenv(name, value)
         import ray
         from ray import serve
 
-        fork_server = beside.start()
-        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        if fork_server:
-            fork_server.announce()
+        connection = cluster.start(8, log_to_driver=False, logging_level="ERROR")
         try:
             yield
         finally:
             if ray.is_initialized():  # the unit tests end it before
                 serve.shutdown()
-                ray.shutdown()
-            if fork_server:
-                fork_server.close()
+            connection.close()
 
 
 def processes(title: str, parent: int | None = None) -> list[psutil.Process]:

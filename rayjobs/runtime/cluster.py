@@ -148,30 +148,13 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
-    from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
     if ray.is_initialized():
         return Connection(owned=False, made=False)
     common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
     if not address:
-        os.environ["PYTHONPATH"] = _search_path()  # Ray's workers inherit it
-        # A Ray for this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
-        # No dashboard: it is ten processes, and ends with the run. `ray start --head` brings one to stay.
-        for name, value in OWN.items():
-            os.environ.setdefault(name, value)
-        cpus = max(machine.cpus(), threads)
-        patiently = Retrying(
-            retry=retry_if_exception_message(match=f".*{TOO_SLOW}"), stop=stop_after_attempt(STARTS), reraise=True
-        )
-        fork_server = beside.start()
-        connection = Connection(owned=True, made=True, fork_server=fork_server)
-        with ExitStack() as failed, listening_at(options.bind or LOOPBACK) as own:
-            failed.callback(connection.close)
-            patiently(ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **common)
-            if fork_server:
-                fork_server.announce()
-            failed.pop_all()
-        return connection
+        # For this run alone: as many CPUs as it has threads, so that nothing waits to be scheduled.
+        return start(max(machine.cpus(), threads), options.bind or LOOPBACK, **common)
     if IN_A_JOB not in os.environ:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
         common["runtime_env"] = {"env_vars": {"PYTHONPATH": _search_path()}}
@@ -184,6 +167,39 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
             "start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token",
         ) from error  # fmt: skip
     return Connection(owned=False, made=True)
+
+
+def start(cpus: int, address: str = LOOPBACK, **told: Any) -> Connection:
+    """Start a local Ray, with a fork server beside it.
+
+    It has no dashboard: that is ten processes, and ends with the run. `ray start --head` brings one to stay.
+
+    Args:
+        cpus: CPUs that it hands out.
+        address: Of this machine; where it listens.
+        **told: Further arguments of `ray.init`.
+
+    Returns:
+        The connection, to be closed at the end.
+    """
+    os.environ["PYTHONPATH"] = _search_path()  # Ray's workers inherit it
+    for name, value in (SETTINGS | OWN).items():
+        os.environ.setdefault(name, value)
+    import ray
+    from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
+
+    patiently = Retrying(
+        retry=retry_if_exception_message(match=f".*{TOO_SLOW}"), stop=stop_after_attempt(STARTS), reraise=True
+    )
+    fork_server = beside.start()
+    connection = Connection(owned=True, made=True, fork_server=fork_server)
+    with ExitStack() as failed, listening_at(address) as own:
+        failed.callback(connection.close)
+        patiently(ray.init, address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address=own, **told)
+        if fork_server:
+            fork_server.announce()
+        failed.pop_all()
+    return connection
 
 
 def has_dashboard() -> bool:
