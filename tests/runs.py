@@ -21,6 +21,7 @@ from rayjobs.forking import beside
 from rayjobs.options import JobOptions
 from rayjobs.runtime import cluster
 from sharpening.evaluation.metrics import read_metrics
+from tests.listening import outward_address
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "cross")]
@@ -140,7 +141,8 @@ def shared_ray() -> Iterator[None]:
         import ray
         from ray import serve
 
-        connection = cluster.start(8, log_to_driver=False, logging_level="ERROR")
+        # Ray takes a loopback address that it is to join for the outward one, so that is where other processes find it.
+        connection = cluster.start(8, outward_address(), log_to_driver=False, logging_level="ERROR")
         try:
             yield
         finally:
