@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,9 @@ OWN = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
+
+REACHED_S = 20
+"""Seconds in which a cluster has to take a connection."""
 
 TOO_SLOW, STARTS = "timed out during startup", 3
 """What Ray says of itself when its first process needs more than half a minute, as on a machine that is busy; and how
@@ -159,8 +163,9 @@ def join(options: RayOptions, namespace: str, threads: int) -> Connection:
         # A submitted job brings its working directory; a driver beside the cluster shares its file system.
         common["runtime_env"] = {"env_vars": {"PYTHONPATH": _search_path()}}
     try:
+        _reach(address)
         ray.init(address=address, **common)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+    except (OSError, ray.exceptions.AuthenticationError) as error:
         lines = str(error).strip().splitlines()
         raise OptionError(
             "ray_address", f"no Ray cluster lets us in at {address} ({lines[0] if lines else type(error).__name__})",
@@ -234,6 +239,28 @@ def listening_at(address: str) -> Iterator[str]:
         yield address
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _reach(address: str) -> None:
+    """Look whether anybody is there: Ray would ask three hundred times, for forty seconds each.
+
+    Where Ray looks, that is, which for a loopback address is the machine's outward one (see `listening_at`).
+
+    Args:
+        address: Of the cluster.
+
+    Raises:
+        ConnectionError: If nobody is.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return  # `auto`, ray://…: Ray finds those itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
+    except OSError as error:
+        raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from error
 
 
 def _search_path() -> str:

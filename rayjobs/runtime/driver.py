@@ -125,9 +125,10 @@ class Run:
                 how = self._how_to_resume()
                 self.progress.say(f"go on with {how}" if how else "no checkpoint was written yet")
                 raise
-            except SystemExit:  # of whoever was told how held-out prompts fare
-                self.coordinator.stop.remote(INTERRUPTED, "ended early")
-                self._settle()
+            except SystemExit:  # of whoever was told how held-out prompts fare, or of a Ray that is told to end early
+                if self.coordinator is not None:
+                    self.coordinator.stop.remote(INTERRUPTED, "ended early")
+                    self._settle()
                 raise
             except OSError as error:
                 raise self._stopped(f"{error.strerror or error} ({self.folder.path})") from error

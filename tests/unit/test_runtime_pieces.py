@@ -21,6 +21,7 @@ from rayjobs.runtime.evaluation import choose, plan
 from rayjobs.runtime.places import PlaceWatch
 from rayjobs.runtime.progress import ProgressLine
 from sharpening.shapes.benchmark import BenchmarkPrompt
+from tests.listening import free_port
 
 
 @pytest.mark.parametrize(("lasting", "cleaners"), [(True, 1), (False, 0)])
@@ -346,3 +347,14 @@ def test_a_ray_that_is_slow_to_start_is_started_again(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="another thing"):
         cluster.join(RLHFOptions(), "name", 1)
     assert len(started) == 1
+
+
+def test_a_cluster_that_nobody_answers_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **how: pytest.fail("Ray would ask for hours"))
+    for name in cluster.SETTINGS:  # which it sets for good
+        monkeypatch.setenv(name, "")
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(OptionError, match=rf"--ray_address: no Ray cluster lets us in at {address} \(.*refused"):
+        cluster.join(RLHFOptions(ray_address=address), "name", 1)
